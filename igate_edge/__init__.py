@@ -1,0 +1,51 @@
+"""igate_edge: several perception tasks in one INT8 engine.
+
+Importing this package loads none of torch, onnxruntime or a GPU driver: each public name is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "interrogate": "gating.convert",
+    "export": "gating.export",
+    "SparsityHinge": "gating.budget",
+    "HardFraction": "gating.budget",
+    "SemanticSegmentation": "training.tasks",
+    "Depth": "training.tasks",
+    "Normals": "training.tasks",
+    "Edges": "training.tasks",
+    "Classification": "training.tasks",
+    "MultiLabel": "training.tasks",
+    "build": "build",
+    "Engine": "runtime.engine",
+    "Bundle": "bundle",
+    "IgateError": "errors",
+}
+__all__ = [*_HOME, "__version__"]
+
+if TYPE_CHECKING:
+    from .build import build as build
+    from .bundle import Bundle as Bundle
+    from .errors import IgateError as IgateError
+    from .gating.budget import HardFraction as HardFraction
+    from .gating.budget import SparsityHinge as SparsityHinge
+    from .gating.convert import interrogate as interrogate
+    from .gating.export import export as export
+    from .runtime.engine import Engine as Engine
+    from .training.tasks import Classification as Classification
+    from .training.tasks import Depth as Depth
+    from .training.tasks import Edges as Edges
+    from .training.tasks import MultiLabel as MultiLabel
+    from .training.tasks import Normals as Normals
+    from .training.tasks import SemanticSegmentation as SemanticSegmentation
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'igate_edge' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
