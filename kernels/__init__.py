@@ -1,1 +1,4 @@
-"""Fused operations and their plain references."""
+"""Fused operations, one file each, with their plain references: `from igate_edge.kernels.gated_select import gated_select`.
+
+Nothing is re-exported here: an operation has its file's name, and importing this package must load no torch.
+"""

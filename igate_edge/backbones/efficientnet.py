@@ -150,7 +150,7 @@ def _source_key(key: str) -> str:
 def load_imagenet(net: EfficientNetLite0 | EfficientNetLite0Classifier, path: str | os.PathLike[str]) -> None:
     """Load the package's ImageNet state dict (.pth, 296 entries) into the backbone or the classifier, in place.
 
-    Raises DataError when the file is no state dict, or an entry is missing or of another shape; `net` is then unchanged.
+    Raises DataError when the file is no state dict, or an entry is missing or of another shape; `net` stays.
     """
     try:
         source = torch.load(path, map_location="cpu", weights_only=True)

@@ -78,7 +78,7 @@ def palette() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def depth_colours() -> np.ndarray:
-    """256 colours from near (bright yellow) to far (dark blue), uint8 [256,3]; lightness falls evenly, so it reads in grey too."""
+    """256 colours from near (yellow) to far (dark blue), uint8 [256,3]; lightness falls evenly, so it reads in grey."""
     position = np.linspace(0.0, 1.0, 256)
     lightness, hue = 0.94 - 0.69 * position, 98 + 187 * position
     low, high = np.zeros(256), np.full(256, 0.16)
@@ -136,7 +136,7 @@ def depth_map(metres: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 def normal_map(normals: np.ndarray) -> np.ndarray:
-    """Unit normals [H,W,3] in the optical frame (x right, y down, z forward) as (n + 1) / 2; zero vectors are light grey."""
+    """Unit normals [H,W,3] (optical frame: x right, y down, z forward) as (n + 1) / 2; zero vectors are light grey."""
     picture = np.rint((np.clip(np.nan_to_num(normals), -1, 1) + 1) * 127.5).astype(np.uint8)
     picture[~(np.abs(np.nan_to_num(normals)).sum(axis=-1) > 0)] = INVALID
     return picture
@@ -164,7 +164,7 @@ def colourise(spec: OutputSpec, values: np.ndarray, limits: tuple[float, float] 
 
 
 def answer_lines(spec: OutputSpec, values: np.ndarray, most: int = 5) -> list[tuple[str, float]]:
-    """(class, probability) of a classification (best first) or of a multi-label output (those above 0.5, at least one)."""
+    """(class, probability), best first; of a multi-label output those above 0.5, but at least one."""
     values = np.nan_to_num(np.asarray(values, np.float32).ravel())
     order = np.argsort(-values, kind="stable")[:most]
     if spec.kind == "multilabel":
@@ -210,7 +210,7 @@ def _font(size: int) -> FreeTypeFont | ImageFont:
     return ImageFont.load_default(size)
 
 
-def _ticks(limits: tuple[float, float], count: int = 4) -> list[float]:
+def ticks(limits: tuple[float, float], count: int = 4) -> list[float]:
     """Round numbers inside `limits`, about `count` of them."""
     near, far = limits
     rough = max(far - near, 1e-9) / count
@@ -226,7 +226,7 @@ def _draw_scale(draw: Any, left: int, top: int, width: int, limits: tuple[float,
         draw.line(
             [(left + x, top), (left + x, top + 9)], fill=tuple(int(v) for v in colours[x * 255 // max(width - 1, 1)])
         )
-    for tick in _ticks(limits):
+    for tick in ticks(limits):
         x = left + round((tick - limits[0]) / max(limits[1] - limits[0], 1e-9) * (width - 1))
         draw.line([(x, top + 10), (x, top + 13)], fill=INK)
         anchor = "lt" if x < left + 14 else "rt" if x > left + width - 14 else "mt"
@@ -248,9 +248,9 @@ def _legend_rows(legend: Sequence[tuple[str, tuple[int, int, int]]], width: int)
 
 
 def side_by_side(panels: Sequence[Panel], height: int = 240) -> np.ndarray:
-    """Panels in a row on white, each enlarged by a whole factor to about `height` pixels, with titles, legends and scales.
+    """Panels in a row on white, each enlarged by a whole factor to about `height` pixels: uint8 [h,w,3].
 
-    Returns uint8 [h,w,3].
+    Titles stand above, class legends and depth scales below.
     """
     from PIL import Image, ImageDraw
 

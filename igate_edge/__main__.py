@@ -1,0 +1,7 @@
+"""`python -m igate_edge` is the command `igate`."""
+
+from __future__ import annotations
+
+from .cli import main
+
+main()

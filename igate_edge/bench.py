@@ -1,0 +1,230 @@
+"""Ours against its rivals on this machine: interleaved in one process and judged by paired ratios, never by two runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .compiler import calibrate, cost, graph, prune, quantize
+from .engines import onnxruntime as ort
+from .errors import InputError
+from .plain import fill
+from .runtime.cache import fingerprint
+from .runtime.preprocess import to_input
+
+#: A ratio whose middle half spreads over more than this share of its median is called meaningless.
+MAX_SPREAD = 0.2
+_WARM_UP = 5
+_RANDOM_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One net: times in ms (median and quartiles), MACs and parameters, share of convolution MACs that ran as INT8.
+
+    ratio: median over rounds of this net's time / the plain INT8 net's time in the same round, with its quartiles;
+    spread = (third - first quartile) / median. meaningful is False, and note says why, when the spread is too large
+    to be believed.
+    """
+
+    name: str
+    label: str
+    macs: int
+    params: int
+    int8_share: float
+    ms: float
+    ms_quartiles: tuple[float, float]
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+    spread: float
+    meaningful: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """rows: ours (INT8, float), plain, T separate nets, and for a gated model the dense run-time-gated net.
+
+    separate_over_ours: the paired ratio T separate nets / ours, as {"ratio", "quartiles", "spread", "meaningful"}.
+    """
+
+    bundle: str
+    seal: str
+    rounds: int
+    threads: int
+    pinned: bool
+    device: dict[str, Any]
+    rows: list[BenchRow]
+    separate_over_ours: dict[str, Any]
+    warnings: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def row(self, name: str) -> BenchRow:
+        """The row of "ours", "ours-float", "plain", "separate" or "dense"."""
+        return next(row for row in self.rows if row.name == name)
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What is timed as one: a list of sessions, run one after the other."""
+
+    label: str
+    run: Callable[[np.ndarray], object]
+    sessions: list[ort.Session]
+    macs: int
+    params: int
+    int8_share: float
+
+
+def bench(path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1) -> BenchReport:
+    """Time the bundle's net against its rivals in `rounds` interleaved rounds after a warm-up; batch 1, host to host.
+
+    The plain and the separate nets carry noise as weights (time does not depend on them) and are quantised by the same
+    quantiser. Raises BundleError or InputError.
+    """
+    if rounds < 3:
+        raise InputError("too few rounds", f"got {rounds}", "use at least 3, better 100")
+    bundle = Bundle.read(path)
+    warnings: list[str] = []
+    nets = _nets(bundle, threads)
+    image = to_input(bundle.golden["frame"][0], bundle.preprocess)
+    try:
+        with _pinned(threads) as pinned:
+            times = interleave({name: net.run for name, net in nets.items()}, image, rounds)
+    finally:
+        for session in (session for net in nets.values() for session in net.sessions):
+            session.close()
+    if not pinned:
+        warnings.append("the process could not be pinned to a core: expect more spread")
+    rows = [_row(name, net, times) for name, net in nets.items()]
+    warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
+    pair = ratio(times["separate"], times["ours"])
+    return BenchReport(Path(path).name, bundle.seal, rounds, threads, pinned, fingerprint(), rows, pair, warnings)
+
+
+def interleave(
+    runs: Mapping[str, Callable[[np.ndarray], object]],
+    image: np.ndarray,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
+    """Seconds of every net in every round, float64 [rounds]; the order turns and flips: no net always follows another."""
+    names = list(runs)
+    for _ in range(_WARM_UP):
+        for name in names:
+            runs[name](image)
+    times = {name: np.zeros(rounds) for name in names}
+    for index in range(rounds):
+        turn = index % len(names)
+        order = names[turn:] + names[:turn]
+        for name in order if index % 2 else reversed(order):
+            start = clock()
+            runs[name](image)
+            times[name][index] = clock() - start
+    return times
+
+
+def ratio(ours: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    """Median of paired ratios with its quartiles; a machine that slows both arms of a round does not move it.
+
+    >>> ratio(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))["ratio"]
+    2.0
+    """
+    low, middle, high = (float(value) for value in np.percentile(ours / reference, (25, 50, 75)))
+    spread = (high - low) / middle
+    return {"ratio": middle, "quartiles": (low, high), "spread": spread, "meaningful": spread <= MAX_SPREAD}
+
+
+def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
+    low, middle, high = (float(value) * 1e3 for value in np.percentile(times[name], (25, 50, 75)))
+    pair = ratio(times[name], times["plain"])
+    note = "" if pair["meaningful"] else f"the ratio means nothing: its middle half spreads over {pair['spread']:.0%}"
+    return BenchRow(
+        name=name,
+        label=net.label,
+        macs=net.macs,
+        params=net.params,
+        int8_share=net.int8_share,
+        ms=middle,
+        ms_quartiles=(low, high),
+        ratio=pair["ratio"],
+        ratio_quartiles=pair["quartiles"],
+        spread=pair["spread"],
+        meaningful=pair["meaningful"],
+        note=note,
+    )
+
+
+def _nets(bundle: Bundle, threads: int) -> dict[str, _Net]:
+    model = graph.load(bundle.model)
+    pruned = prune.prune(model).model
+    plain = graph.load(fill(bundle.plain))
+    frames = _noise(bundle)
+    names = [spec.name for spec in bundle.tasks]
+    singles = [prune.prune(prune.keep_outputs(plain, [name])).model for name in names]
+    nets = {
+        "ours": _net("ours, INT8", [(pruned, quantize.quantize(pruned, bundle.ranges, dialect="ort"))], threads),
+        "ours-float": _net("ours, float", [(pruned, None)], threads),
+        "plain": _net("plain shared net, INT8", [(plain, _random_int8(plain, frames))], threads),
+        "separate": _net(
+            f"{len(names)} separate nets, INT8", [(single, _random_int8(single, frames)) for single in singles], threads
+        ),
+    }
+    if graph.meta(model)["form"] == "gated":
+        nets["dense"] = _net("run-time-gated net, INT8", [(model, _random_int8(model, frames))], threads)
+    return nets
+
+
+def _net(label: str, parts: list[tuple[Any, Any]], threads: int) -> _Net:
+    """parts: (float graph, INT8 graph or None to run in float)."""
+    data = [graph.dump(quantised if quantised is not None else plain) for plain, quantised in parts]
+    sessions = [ort.open(item, threads=threads) for item in data]
+    counts = [cost.count(plain) for plain, _ in parts]
+    shares = [ort.inspect(item).int8_conv_macs_share for item in data]
+    macs = sum(count.macs for count in counts)
+    share = sum(part * count.macs for part, count in zip(shares, counts, strict=True)) / max(macs, 1)
+
+    def run(image: np.ndarray) -> None:
+        for session in sessions:
+            session.run(image)
+
+    return _Net(label, run, sessions, int(macs), int(sum(count.params for count in counts)), float(share))
+
+
+def _random_int8(model: Any, frames: list[np.ndarray]) -> Any:
+    return quantize.quantize(model, calibrate.calibrate(model, frames), dialect="ort")
+
+
+def _noise(bundle: Bundle) -> list[np.ndarray]:
+    size, rng = bundle.preprocess, np.random.default_rng(0)
+    shape = (_RANDOM_FRAMES, size.height, size.width, 3)
+    return [to_input(frame, size) for frame in rng.integers(0, 256, shape, np.uint8)]
+
+
+@contextlib.contextmanager
+def _pinned(threads: int) -> Iterator[bool]:
+    """Keep this process on as many cores as it has threads; says whether that worked, and undoes it."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield False
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, sorted(before)[-threads:])
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setaffinity(0, before)

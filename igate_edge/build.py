@@ -1,0 +1,321 @@
+"""Bundle -> engine of this machine: prune, quantise, check, time INT8 against float, keep the winner in the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__, golden
+from .bundle import Bundle, canonical_json
+from .compiler import calibrate, cost, graph, lint, prune, quantize
+from .engines import onnxruntime as ort
+from .errors import CheckFailed, InputError
+from .package import calibration_inputs
+from .plain import fill
+from .runtime import cache
+from .runtime.preprocess import to_input
+
+PRECISIONS = ("auto", "int8", "float")
+#: Share of convolution MACs that must run as INT8 before the engine may be called INT8 without a warning.
+MIN_COVERAGE = 0.95
+_AB_ROUNDS = 30
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built and why. seconds: per stage. cost: {"ours", "plain", "separate", "dense"} -> {"macs", "params"}.
+
+    timing: {"int8_ms", "float_ms", "ratio"} of the A/B run, empty when a precision was asked for. golden, lint: one
+    dict a result. warnings: everything that fell back, one sentence each. cached: True when the engine came from the
+    cache; seconds and timing are then those of the build that made it.
+    """
+
+    bundle: str
+    seal: str
+    form: str
+    backend: str
+    version: str
+    threads: int
+    tasks: list[str]
+    precision: str
+    reason: str
+    cached: bool
+    key: str
+    path: str
+    seconds: dict[str, float]
+    cost: dict[str, dict[str, int]]
+    pruning: dict[str, Any]
+    coverage: dict[str, Any]
+    timing: dict[str, float]
+    golden: list[dict[str, Any]]
+    lint: list[dict[str, Any]]
+    warnings: list[str]
+    device: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class _Work:
+    """What a build collects on its way."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build: threads a frame, precision ("auto" measures), tasks (None = all), the user's own calibration frames."""
+
+    backend: str = "onnxruntime"
+    threads: int = 1
+    precision: str = "auto"
+    cache_dir: str | os.PathLike[str] | None = None
+    calibration: Sequence[np.ndarray] | None = None
+    tasks: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend != "onnxruntime":
+            raise InputError(f"unknown backend {self.backend!r}", "known: onnxruntime", "use backend='onnxruntime'")
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"unknown precision {self.precision!r}", f"known: {', '.join(PRECISIONS)}", "use one of these"
+            )
+        if type(self.threads) is not int or not 1 <= self.threads <= 1024:
+            raise InputError("threads must be a number from 1 to 1024", f"got {self.threads!r}", "pass threads=1")
+
+
+def build(
+    path: str | os.PathLike[str],
+    backend: str = "onnxruntime",
+    *,
+    threads: int = 1,
+    precision: str = "auto",
+    cache_dir: str | os.PathLike[str] | None = None,
+    calibration: Sequence[np.ndarray] | None = None,
+) -> BuildReport:
+    """Build the engine of the bundle at `path` for this machine, or find it in the cache; check it either way.
+
+    precision "auto" keeps INT8 only where it is faster than float in a measured A/B and passes its golden check.
+    calibration: uint8 RGB frames that replace the bundle's INT8 ranges. Raises BundleError, InputError, DataError, or
+    CheckFailed when the engine does not compute what was packaged.
+    """
+    _, session, report = open_engine(path, Options(backend, threads, precision, cache_dir, calibration))
+    session.close()
+    return report
+
+
+def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle, ort.Session, BuildReport]:
+    """Bundle, checked session and report: from the cache when an intact entry passes its golden check, else built."""
+    work = _Work()
+    with work.stage("read"):
+        bundle = Bundle.read(path)
+    names = _tasks(bundle, options.tasks)
+    folder = Path(options.cache_dir) if options.cache_dir is not None else cache.default_dir()
+    key = cache.cache_key(_key_parts(bundle, options, names))
+    entry, reason = cache.load(folder, key)
+    if entry is not None:
+        session, report, reason = _from_cache(bundle, entry, options, names)
+        if session is not None and report is not None:
+            # The same content under another name finds this entry, so what depends on the place is filled in here.
+            place = {"bundle": Path(path).name, "path": str(folder / f"{key}.engine")}
+            return bundle, session, dataclasses.replace(report, cached=True, **place)
+    if reason:
+        work.warnings.append(f"{reason}: built again")
+    engine, session, facts = _compile(bundle, options, names, work)
+    report = BuildReport(
+        bundle=Path(path).name,
+        seal=bundle.seal,
+        form=str(bundle.manifest.get("form", "")),
+        backend=options.backend,
+        version=str(ort.probe()["version"]),
+        threads=options.threads,
+        tasks=names,
+        cached=False,
+        key=key,
+        path=str(folder / f"{key}.engine"),
+        seconds=work.seconds,
+        warnings=work.warnings,
+        device=cache.fingerprint(),
+        **facts,
+    )
+    problem = cache.store(folder, key, engine, {"report": report.as_json()})
+    if problem:
+        report = dataclasses.replace(report, path="", warnings=[*report.warnings, problem])
+    return bundle, session, report
+
+
+def _tasks(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
+    known = [spec.name for spec in bundle.tasks]
+    unknown = [name for name in wanted or () if name not in known]
+    if unknown or (wanted is not None and not wanted):
+        evidence = f"{unknown or 'none'} asked for, the bundle has {', '.join(known)}"
+        raise InputError("unknown task" if unknown else "no task asked for", evidence, "ask for tasks of the bundle")
+    return [name for name in known if wanted is None or name in wanted]
+
+
+def _key_parts(bundle: Bundle, options: Options, names: list[str]) -> dict[str, Any]:
+    members = bundle.manifest["members"]
+    frames = None
+    if options.calibration is not None:
+        frames = hashlib.sha256()
+        for frame in options.calibration:
+            frames.update(repr((np.shape(frame), str(np.asarray(frame).dtype))).encode() + np.asarray(frame).tobytes())
+    return {
+        "model": members["model.onnx"]["sha256"],
+        "scales": members["ranges.safetensors"]["sha256"] if frames is None else frames.hexdigest(),
+        "options": {"threads": options.threads, "precision": options.precision, "tasks": names},
+        "compiler": __version__,
+        "backend": {name: str(value) for name, value in ort.probe().items()},
+        "device": cache.fingerprint(),
+    }
+
+
+def _from_cache(
+    bundle: Bundle, entry: cache.Entry, options: Options, names: list[str]
+) -> tuple[ort.Session | None, BuildReport | None, str]:
+    """Session and report of a cached engine, or the reason why it cannot be used."""
+    try:
+        report = BuildReport(**entry.meta["report"])
+        session = ort.open(entry.payload, threads=options.threads)
+    except Exception as error:  # whatever is wrong with an old entry, the bundle can replace it
+        return None, None, f"the cached engine does not open ({type(error).__name__}: {str(error)[:200]})"
+    results = golden.check(bundle, session.run, report.precision, names)
+    if all(result.passed for result in results):
+        return session, dataclasses.replace(report, golden=[result.as_json() for result in results]), ""
+    session.close()
+    return None, None, f"the cached engine fails its golden check ({'; '.join(map(str, results))})"
+
+
+def _compile(
+    bundle: Bundle, options: Options, names: list[str], work: _Work
+) -> tuple[bytes, ort.Session, dict[str, Any]]:
+    with work.stage("prune"):
+        model = graph.load(bundle.model)
+        if names != [spec.name for spec in bundle.tasks]:
+            model = prune.keep_outputs(model, names)
+        pruned = prune.prune(model)
+    ranges: Mapping[str, tuple[float, float]] = bundle.ranges
+    if options.calibration is not None:
+        with work.stage("calibrate"):
+            ranges = calibrate.calibrate(pruned.model, calibration_inputs(options.calibration, bundle.preprocess)[0])
+    with work.stage("quantise"):
+        quantised = quantize.quantize(pruned.model, dict(ranges), dialect="ort")
+    with work.stage("lint"):
+        findings = _lint(pruned.model, quantised, dict(ranges))
+    with work.stage("cost"):
+        costs = costs_of(bundle, pruned.model, model, names)
+    models = {"int8": graph.dump(quantised), "float": graph.dump(pruned.model)}
+    with work.stage("coverage"):
+        coverage = ort.inspect(models["int8"])
+    if coverage.int8_conv_macs_share < MIN_COVERAGE:
+        share = f"{coverage.int8_conv_macs_share:.1%}"
+        work.warnings.append(
+            f"only {share} of the convolution MACs run as INT8 in ONNX Runtime, {MIN_COVERAGE:.0%} expected"
+        )
+    work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(pruned.report)]
+    sessions = {name: ort.open(data, threads=options.threads) for name, data in models.items()}
+    precision, reason, results, timing = _choose(bundle, sessions, options, names, work)
+    sessions.pop("float" if precision == "int8" else "int8").close()
+    facts = {
+        "precision": precision,
+        "reason": reason,
+        "cost": costs,
+        "pruning": plain_json(pruned.report),
+        "coverage": plain_json(coverage),
+        "timing": timing,
+        "golden": [result.as_json() for result in results],
+        "lint": findings,
+    }
+    return models[precision], sessions[precision], facts
+
+
+def _choose(
+    bundle: Bundle, sessions: dict[str, ort.Session], options: Options, names: list[str], work: _Work
+) -> tuple[str, str, list[golden.GoldenResult], dict[str, float]]:
+    """INT8 or float, why, the golden results of both, and the A/B times."""
+    with work.stage("golden"):
+        results = {name: golden.check(bundle, session.run, name, names) for name, session in sessions.items()}
+    golden.require(results["float"], "the float engine")
+    both = results["float"] + results["int8"]
+    fails = [str(result) for result in results["int8"] if not result.passed]
+    if options.precision == "float":
+        return "float", "asked for", both, {}
+    if fails and options.precision == "int8":
+        fix = "use precision='float' here" + (
+            "; or calibrate on more frames" if options.calibration is not None else ""
+        )
+        raise CheckFailed("the INT8 engine does not compute what was packaged", "; ".join(fails), fix)
+    if options.precision == "int8":
+        return "int8", "asked for", both, {}
+    if fails:
+        work.warnings.append(f"INT8 fell back to float: {'; '.join(fails)}")
+        return "float", "INT8 fails its golden check on this machine", both, {}
+    with work.stage("time"):
+        image = to_input(bundle.golden["frame"][0], bundle.preprocess)
+        timing = ab(sessions["int8"], sessions["float"], image)
+    words = f"INT8 {timing['int8_ms']:.2f} ms, float {timing['float_ms']:.2f} ms, measured on this machine"
+    if timing["ratio"] < 1:
+        return "int8", f"INT8 is faster: {words}", both, timing
+    work.warnings.append(f"INT8 fell back to float, which is faster here: {words}")
+    return "float", f"INT8 is slower: {words}", both, timing
+
+
+def ab(int8: ort.Session, plain: ort.Session, image: np.ndarray) -> dict[str, float]:
+    """Times of two sessions, interleaved; "ratio" is the median of paired INT8 / float."""
+    times = ort.ab_time(int8, plain, image, rounds=_AB_ROUNDS)
+    return {"int8_ms": times.a_ms, "float_ms": times.b_ms, "ratio": times.ratio}
+
+
+def _lint(pruned: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    """Findings in the engine's own dialect, and as information what TensorRT would say to its own."""
+    found = [{"dialect": "ort", **plain_json(item)} for item in lint.lint(quantised, "ort")]
+    other = quantize.quantize(pruned, ranges, dialect="trt")
+    return found + [{"dialect": "trt", **plain_json(item)} for item in lint.lint(other, "trt")]
+
+
+def costs_of(bundle: Bundle, pruned: Any, dense: Any, names: list[str]) -> dict[str, dict[str, int]]:
+    """MACs and parameters of ours, the plain shared net, T separate nets and, for a gated model, the dense gated net."""
+    plain = graph.load(fill(bundle.plain, None))
+    singles = [cost.count(prune.keep_outputs(plain, [name])) for name in names]
+    counted = {
+        "ours": [cost.count(pruned)],
+        "plain": [cost.count(prune.keep_outputs(plain, names))],
+        "separate": singles,
+    }
+    if bundle.manifest.get("form") == "gated":
+        counted["dense"] = [cost.count(dense)]
+    return {
+        name: {"macs": int(sum(item.macs for item in items)), "params": int(sum(item.params for item in items))}
+        for name, items in counted.items()
+    }
+
+
+def barriers(report: Any) -> list[str]:
+    """The operators at which the channel analysis stopped, as text."""
+    listed = plain_json(report).get("barriers", [])
+    return [" ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in listed]
+
+
+def plain_json(value: Any) -> dict[str, Any]:
+    """A dataclass or dict as plain JSON data."""
+    import json
+
+    data = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.loads(canonical_json(data))

@@ -1,0 +1,202 @@
+"""The command line `igate`: parses, calls, prints. Exit codes: 0 done, 1 check failed, 2 wrong use, 3 cannot be done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .cli_console import Answer, command, print_error, print_json, say
+from .errors import InputError
+
+app = typer.Typer(
+    name="igate",
+    help="Several perception tasks in one INT8 engine: train, prune, quantise, verify, run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: NAME.igate.", show_default=False)]
+Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")]
+Precision = Annotated[str, typer.Option(help="auto (the faster of both, measured), int8 or float.")]
+Backend = Annotated[str, typer.Option(help="The engine's backend.")]
+CacheDir = Annotated[Path | None, typer.Option("--cache", help="Folder of built engines.", show_default="user cache")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"igate_edge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@command
+def doctor() -> Answer:
+    """Show what this machine can do, what is missing, and the command that fixes it."""
+    from .cli_doctor import doctor as examine
+
+    return examine()
+
+
+@app.command()
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A bundle or a model.onnx.", show_default=False)],
+) -> Answer:
+    """Show tasks, preprocessing, gates, cost and provenance of a bundle or an ONNX model."""
+    from .cli_inspect import inspect_file
+
+    return inspect_file(path)
+
+
+@app.command()
+@command
+def build(
+    path: BundleArg,
+    backend: Backend = "onnxruntime",
+    threads: Threads = 1,
+    precision: Precision = "auto",
+    cache: CacheDir = None,
+    calibration: Annotated[Path | None, typer.Option(help="Frames that replace the bundle's ranges.")] = None,
+) -> Answer:
+    """Build the engine of a bundle for this machine and check its golden frames."""
+    from .cli_engine import build_bundle
+
+    return build_bundle(path, backend, threads, precision, cache, calibration)
+
+
+@app.command()
+@command
+def verify(path: BundleArg) -> Answer:
+    """Check that the engine still computes what was trained; exit code 1 when it does not."""
+    from .cli_engine import verify_bundle
+
+    return verify_bundle(path)
+
+
+@app.command()
+@command
+def bench(
+    path: BundleArg,
+    rounds: Annotated[int, typer.Option(min=3, help="Interleaved rounds.")] = 40,
+    threads: Threads = 1,
+    max_ratio: Annotated[float | None, typer.Option(help="Fail (exit 1) above this ratio to the plain net.")] = None,
+    max_ms: Annotated[float | None, typer.Option(help="Fail (exit 1) above this median in milliseconds.")] = None,
+) -> Answer:
+    """Time the engine against the plain shared net, separate nets and the run-time-gated net, interleaved."""
+    from .cli_engine import bench_bundle
+
+    return bench_bundle(path, rounds, threads, max_ratio, max_ms)
+
+
+@app.command()
+@command
+def run(
+    path: BundleArg,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Image, folder, video or .npy.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and arrays.")] = Path("out/run"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
+    threads: Threads = 1,
+    precision: Precision = "auto",
+    cache: CacheDir = None,
+) -> Answer:
+    """Run a bundle on frames: masks, depth maps, normals, side-by-side pictures and raw arrays."""
+    from .cli_engine import run_bundle
+
+    return run_bundle(path, source, out, limit, threads, precision, cache)
+
+
+@app.command()
+@command
+def report(
+    path: BundleArg,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/report.html"),
+    measure: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure times for the cost table.")] = True,
+) -> Answer:
+    """Write one self-contained HTML file: sharing map, cost, accuracy, predictions, fallbacks, provenance."""
+    from .reports.report import make_report
+
+    written = make_report(path, out, measure=measure, say=say)
+    return Answer(
+        {"report": str(written.path), "headline": written.headline}, [written.headline, f"report: {written.path}"]
+    )
+
+
+@app.command()
+@command
+def demo(
+    bundle: Annotated[Path, typer.Option(help="The bundle to show.")] = Path("examples/tabletop.igate"),
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("out/demo"),
+) -> Answer:
+    """Show the whole product on the trained example: inspect, build, verify, bench, run, report. Under a minute."""
+    from .demo import run_demo
+
+    return run_demo(bundle, out)
+
+
+@app.command()
+@command
+def train(
+    data: Annotated[str, typer.Option(help="A data folder, or the word tabletop to generate one.")] = "tabletop",
+    out: Annotated[Path, typer.Option(help="Folder of the training run.")] = Path("runs/train"),
+    task: Annotated[list[str] | None, typer.Option(help="A task of data.json; repeat for more. Default: all.")] = None,
+    backbone: Annotated[str, typer.Option(help="resnet18, resnet34, resnet50, mobilenet_v2, ...")] = "resnet18",
+    width: Annotated[int, typer.Option(min=4, help="Channels of the first stage.")] = 32,
+    budget: Annotated[float, typer.Option(help="Share of channels a task may own, 0 to 1.")] = 0.25,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps in all stages together.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and generated frames.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
+) -> Answer:
+    """Train a gated multi-task network on a data folder and leave a run that `igate export` turns into a bundle."""
+    from .cli_train import TrainArgs, train_run
+
+    return train_run(TrainArgs(data, out, tuple(task or ()), backbone, width, budget, steps, seed, resume))
+
+
+@app.command()
+@command
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A folder `igate train` wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("model.igate"),
+) -> Answer:
+    """Turn a training run into a bundle."""
+    from .cli_train import export_run
+
+    return export_run(run_dir, out)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `igate`; always ends in SystemExit with one of the fixed codes."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(args=given, prog_name="igate", standalone_mode=False)
+    except Exception as error:  # usage errors of the parser; commands handle their own
+        code = _usage(error, "--json" in given)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any, as_json: bool) -> int:
+    """A parser's complaint (recognised by its interface: typer brings its own copy of click) as our sentence."""
+    if type(error).__name__ == "Abort":
+        say("stopped")
+        return 130
+    if not hasattr(error, "format_message"):
+        raise error
+    context = getattr(error, "ctx", None)
+    message = error.format_message()
+    if not message:  # no command given: the help was printed
+        return 2
+    where = context.command_path if context is not None else "igate"
+    sentence = InputError(message, "", f"see `{where} --help`")
+    if as_json:
+        print_json(sentence.as_json())
+    else:
+        print_error(sentence, False)
+    return 2

@@ -1,0 +1,173 @@
+"""`igate doctor`: what this machine has, what is missing, and the exact command that fixes it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .cli_console import Answer
+from .reports.tables import Grid
+
+#: import name, distribution, needed for, minimum; the first eight are the core and must be there.
+PACKAGES = (
+    ("numpy", "numpy", "core", "1.26"),
+    ("onnx", "onnx", "core", "1.17"),
+    ("onnx_ir", "onnx-ir", "core", "0.1.10"),
+    ("onnxruntime", "onnxruntime", "core", "1.20"),
+    ("PIL", "pillow", "core", "10"),
+    ("rich", "rich", "core", "13"),
+    ("safetensors", "safetensors", "core", "0.4.5"),
+    ("typer", "typer", "core", "0.12"),
+    ("torch", "torch", "train", "2.6"),
+    ("lightning", "lightning", "train", "2.4"),
+    ("onnxscript", "onnxscript", "train", "0.3"),
+    ("mujoco", "mujoco-core", "train", "4.0"),
+    ("av", "av", "video", "12"),
+)
+#: What INT8 arithmetic needs, fastest first, as /proc/cpuinfo and its relatives call it.
+INT8_FEATURES = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "i8mm", "asimddp")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    digits = []
+    for part in version.split("+")[0].split("."):
+        head = "".join(c for c in part if c.isdigit()) if part[:1].isdigit() else ""
+        if not head:
+            break
+        digits.append(int(head))
+    return tuple(digits)
+
+
+def packages() -> list[dict[str, Any]]:
+    """Each package with its version (None when absent), without importing it."""
+    found = []
+    for module, name, group, minimum in PACKAGES:
+        try:
+            version: str | None = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # mujoco has two distributions, and system packages may have no metadata.
+            version = "unknown" if importlib.util.find_spec(module) else None
+        old = version not in (None, "unknown") and _numbers(str(version)) < _numbers(minimum)
+        found.append({"name": name, "version": version, "group": group, "minimum": minimum, "too_old": old})
+    return found
+
+
+def cpu(root: Path = Path("/")) -> dict[str, Any]:
+    """Model name, INT8 features and usable cores, read from /proc (empty where a system has none)."""
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    values = {key.strip().lower(): value.strip() for key, value in fields.items()}
+    flags = set((values.get("flags") or values.get("features") or "").split())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "model": values.get("model name") or values.get("model") or platform.processor() or platform.machine(),
+        "machine": platform.machine(),
+        "cores_usable": usable,
+        "cores": os.cpu_count(),
+        "int8_features": [name for name in INT8_FEATURES if name in flags],
+        "avx2": "avx2" in flags,
+    }
+
+
+def backends() -> dict[str, dict[str, Any]]:
+    """What each backend says about itself; an unusable one carries its reason."""
+    try:
+        from .engines import onnxruntime
+
+        return {"onnxruntime": {"usable": True, **onnxruntime.probe()}}
+    except Exception as error:
+        return {"onnxruntime": {"usable": False, "reason": f"{type(error).__name__}: {error}"}}
+
+
+def cache() -> dict[str, Any]:
+    """The engine cache's folder and whether it can be written."""
+    from .runtime.cache import default_dir
+
+    folder = default_dir()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return {"folder": str(folder), "writable": existing.is_dir() and os.access(existing, os.W_OK)}
+
+
+def missing(
+    found: list[dict[str, Any]], engines: dict[str, dict[str, Any]], store: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What is absent: what, what it is needed for, the fix, and whether the robot side works without it."""
+    problems = []
+    for item in found:
+        if item["version"] is not None and not item["too_old"]:
+            continue
+        core = item["group"] == "core"
+        what = f"{item['name']} {item['version']} is older than {item['minimum']}" if item["too_old"] else item["name"]
+        wanted = f"'{item['name']}>={item['minimum']}'" if core else f"'igate-edge[{item['group']}]'"
+        needed = {"core": "everything", "train": "igate train and export", "video": "igate run on a video file"}
+        upgrade = "--upgrade " if item["too_old"] else ""
+        fix = f"pip install {upgrade}{wanted}"
+        problems.append({"what": what, "needed_for": needed[item["group"]], "fix": fix, "required": core})
+    for name, engine in engines.items():
+        if not engine["usable"]:
+            fix = "pip install --force-reinstall onnxruntime"
+            what = f"backend {name} does not start: {engine['reason']}"
+            problems.append({"what": what, "needed_for": "running engines", "fix": fix, "required": True})
+    if not store["writable"]:
+        fix = f"make {store['folder']} writable, or pass --cache DIR"
+        problems.append({"what": "the engine cache", "needed_for": "fast starts", "fix": fix, "required": False})
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        version = platform.python_version()
+        fix = "use Python 3.10 to 3.13"
+        problems.append({"what": f"Python {version}", "needed_for": "everything", "fix": fix, "required": True})
+    return problems
+
+
+def doctor() -> Answer:
+    """The whole examination; exit code 3 when the robot side cannot work."""
+    found, engines, store, processor = packages(), backends(), cache(), cpu()
+    problems = missing(found, engines, store)
+    broken = any(problem["required"] for problem in problems)
+    document = {
+        "igate_edge": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": processor,
+        "packages": found,
+        "backends": engines,
+        "cache": store,
+        "missing": problems,
+        "ok": not broken,
+    }
+    features = ", ".join(processor["int8_features"]) or "no VNNI or dot product: INT8 gains less here"
+    cores = f"{processor['cores_usable']} usable of {processor['cores']}"
+    facts = [
+        ("igate_edge", __version__),
+        ("python", f"{document['python']} on {document['system']}"),
+        ("cpu", f"{processor['model']}, cores: {cores}"),
+        ("INT8 instructions", features),
+        ("engine cache", f"{store['folder']} ({'writable' if store['writable'] else 'NOT writable'})"),
+    ]
+    for name, engine in engines.items():
+        detail = ", ".join(f"{key} {value}" for key, value in engine.items() if key != "usable" and _short(value))
+        facts.append((f"backend {name}", f"{'ready' if engine['usable'] else 'NOT usable'}: {detail}".strip(": ")))
+    rows = [(p["name"], p["version"] or "-", p["group"]) for p in found]
+    shown: list[Any] = [
+        Grid("This machine", ("", ""), facts, 2),
+        Grid("Packages", ("package", "version", "for"), rows, 3),
+    ]
+    for problem in problems:
+        kind = "MISSING" if problem["required"] else "optional"
+        shown.append(f"{kind}: {problem['what']} (for {problem['needed_for']})\n         {problem['fix']}")
+    optional = sum(not p["required"] for p in problems)
+    verdict = "not ready: see 'required' above" if broken else "ready to build, verify and run bundles"
+    shown += ["", verdict + (f"; {optional} optional part(s) absent" if optional and not broken else "")]
+    return Answer(document, shown, 3 if broken else 0)
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(str(value)) < 60

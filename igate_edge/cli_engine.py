@@ -1,0 +1,175 @@
+"""`igate build`, `verify`, `bench` and `run`: a bundle becomes an engine, is checked, timed and used."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer, progress, say
+from .errors import CheckFailed
+from .reports.tables import Grid, count, number, percent, times
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .bench import BenchReport
+    from .build import BuildReport
+    from .verify import VerifyReport
+
+#: More frames than this add nothing to activation ranges.
+MOST_CALIBRATION = 512
+
+
+def build_bundle(
+    path: Path, backend: str, threads: int, precision: str, cache: Path | None, calibration: Path | None
+) -> Answer:
+    """Build or load the engine of a bundle."""
+    from .build import build
+
+    frames = _calibration(calibration) if calibration is not None else None
+    say(f"building {path.name} for this machine")
+    report = build(path, backend, threads=threads, precision=precision, cache_dir=cache, calibration=frames)
+    return Answer(report.as_json(), build_shown(report))
+
+
+def _calibration(source: Path) -> list[np.ndarray]:
+    from .cli_frames import open_frames
+
+    opened = open_frames(source)
+    return [frame for _, frame in progress(islice(opened.items, MOST_CALIBRATION), "reading frames", opened.count)]
+
+
+def build_shown(report: BuildReport) -> list[Any]:
+    """A build for people: what was built, why, what it costs, what fell back."""
+    total = report.seconds.get("total", sum(report.seconds.values()))
+    origin = "from the cache" if report.cached else f"built in {total:.1f} s"
+    where = f"engine: {report.path}" if report.path else "engine: not cached"
+    shown: list[Any] = [f"{report.bundle}: {report.precision} engine for {report.backend} {report.version}, {origin}"]
+    shown += [f"precision: {report.precision} ({report.reason})"]
+    share = report.coverage.get("int8_conv_macs_share")
+    if report.precision == "int8" and share is not None:
+        shown.append(f"convolution MACs in INT8: {percent(share, 1)}")
+    shown += [where, "", cost_grid(report.cost, len(report.tasks)), "", golden_grid(report.golden)]
+    shown += [f"note: {warning}" for warning in report.warnings]
+    shown += [f"lint {item['severity']}: {item['code']} {item['message']}" for item in engine_lint(report.lint)]
+    return shown
+
+
+def engine_lint(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Findings about the engine itself; what another backend would say is in the JSON and in the report."""
+    return [item for item in findings if item.get("dialect", "ort") == "ort"]
+
+
+def cost_grid(cost: dict[str, dict[str, int]], tasks: int) -> Grid:
+    """MACs and parameters of ours and its rivals, with ratios to the plain shared net."""
+    titles = {
+        "ours": "this network, pruned",
+        "plain": "plain shared net",
+        "separate": f"{tasks} separate nets",
+        "dense": "gated at run time",
+    }
+    base = cost["plain"]["macs"] or 1
+    rows = [
+        (title, count(cost[key]["macs"]), times(cost[key]["macs"] / base), count(cost[key]["params"]))
+        for key, title in titles.items()
+        if key in cost
+    ]
+    return Grid("Cost per frame", ("net", "MACs", "to plain", "parameters"), rows, strong=frozenset({0}))
+
+
+def golden_grid(results: list[dict[str, Any]]) -> Grid:
+    """Golden checks: how far each task is from what was packaged, and the limit."""
+    rows = [
+        (
+            r["task"],
+            r["precision"],
+            r["measure"],
+            number(r["value"]),
+            number(r["limit"]),
+            "ok" if r["passed"] else "FAILED",
+        )
+        for r in results
+    ]
+    return Grid("Golden frames", ("task", "precision", "measure", "found", "limit", ""), rows, 3)
+
+
+def verify_bundle(path: Path) -> Answer:
+    """Check a bundle; the answer's code is 1 when it does not compute what was packaged."""
+    from .verify import verify
+
+    report = verify(path)
+    return Answer(report.as_json(), verify_shown(report), 0 if report.passed else 1)
+
+
+def verify_shown(report: VerifyReport) -> list[Any]:
+    """A verification for people."""
+    size = sum(int(member["size"]) for member in report.members.values())
+    word = "PASSED" if report.passed else "FAILED"
+    shown: list[Any] = [f"{report.bundle}: {len(report.members)} members, {size:,} bytes, every SHA-256 matches", ""]
+    shown += [golden_grid(report.golden), ""]
+    shown += [f"problem: {problem}" for problem in report.problems]
+    return [*shown, f"{word}: the network {'computes' if report.passed else 'does NOT compute'} what was packaged"]
+
+
+def bench_bundle(path: Path, rounds: int, threads: int, max_ratio: float | None, max_ms: float | None) -> Answer:
+    """Time a bundle against its rivals, and hold it to a budget when one is given."""
+    from .bench import bench
+
+    say(f"timing {path.name}, {rounds} interleaved rounds, {threads} thread(s)")
+    report = bench(path, rounds=rounds, threads=threads)
+    missed = _missed(report, max_ratio, max_ms)
+    if missed:
+        raise CheckFailed(f"{path.name} misses its budget", missed, "lower the budget in training, or raise the limit")
+    return Answer(report.as_json(), bench_shown(report))
+
+
+def _missed(report: BenchReport, max_ratio: float | None, max_ms: float | None) -> str:
+    raise NotImplementedError
+
+
+def bench_shown(report: BenchReport) -> list[Any]:
+    """Times for people."""
+    raise NotImplementedError
+
+
+def run_bundle(
+    path: Path, source: Path, out: Path, limit: int | None, threads: int, precision: str, cache: Path | None
+) -> Answer:
+    """Run a bundle on frames and write pictures and arrays."""
+    import time
+
+    from .cli_frames import depth_limits, make_folder, open_frames, write_frame
+    from .runtime.engine import Engine
+
+    frames = open_frames(source)
+    make_folder(out)
+    total = min(limit, frames.count or limit) if limit else frames.count
+    written, spent, done = [], 0.0, 0
+    with Engine.open(path, threads=threads, precision=precision, cache_dir=cache) as engine:
+        report, tasks = engine.report, engine.tasks
+        limits: dict[str, tuple[float, float]] = {}
+        for name, frame in progress(islice(frames.items, limit), f"running {path.name}", total):
+            start = time.perf_counter()
+            outputs = engine(frame)
+            spent += time.perf_counter() - start
+            limits = limits or depth_limits(tasks, {spec.name: [outputs[spec.name]] for spec in tasks})
+            files, _ = write_frame(out, name, frame, tasks, outputs, limits)
+            written += files
+            done += 1
+    document = {
+        "bundle": str(path),
+        "input": str(source),
+        "out": str(out),
+        "frames": done,
+        "precision": report.precision,
+        "ms_per_frame": 1000 * spent / done,
+        "depth_limits_m": limits,
+        "files": [str(file) for file in written],
+        "warnings": report.warnings,
+    }
+    speed = f"{1000 * spent / done:.1f} ms a frame with pre- and postprocessing ({report.precision})"
+    kinds = ", ".join(f"NAME_{spec.name}.png" for spec in tasks if spec.dense)
+    shown = [f"{done} frame(s), {speed}", f"pictures: {out}/NAME.png side by side{', ' + kinds if kinds else ''}"]
+    shown.append(f"arrays:   {out}/NAME.npz")
+    return Answer(document, shown + [f"note: {warning}" for warning in report.warnings])

@@ -1,0 +1,207 @@
+"""Frames in, pictures out: what `igate run` reads (images, folders, arrays, videos) and writes."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .contract import OutputSpec
+from .errors import DataError, UnavailableError
+from .files import os_errors, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")
+ARRAYS = (".npy",)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of one input: (name, uint8 RGB [H,W,3]) one at a time; `count` is None when a video does not say."""
+
+    count: int | None
+    items: Iterator[tuple[str, np.ndarray]]
+    video: bool = False
+
+
+def open_frames(source: Path) -> Frames:
+    """Frames of an image, a folder of images (sorted by name), a .npy array [N,H,W,3] uint8, or a video.
+
+    Raises DataError (nothing there, empty, not readable, NaN) or UnavailableError (a video without the extra `video`).
+    """
+    from .training.frames import SUFFIXES
+
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        entries = sum(path.suffix.lower() in SUFFIXES for path in source.iterdir())
+        return Frames(entries, _first(_pictures(source)))
+    if source.exists() and suffix in VIDEOS:
+        return _video(source)
+    if source.exists() and suffix in ARRAYS:
+        array = read_array(source)
+        return Frames(len(array), ((f"{source.stem}_{k:06d}", frame) for k, frame in enumerate(array)))
+    if source.exists() and suffix not in SUFFIXES:
+        kinds = f"an image ({' '.join(SUFFIXES)}), a folder, a video ({' '.join(VIDEOS)}) or a .npy array"
+        raise DataError("this kind of input is not known", f"{source.name} ends with {suffix!r}", f"pass {kinds}")
+    return Frames(1, _first(_pictures(source)))
+
+
+def _first(items: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same items, the first one read now: an empty folder or a broken image is known before an engine is built."""
+    head = next(items)
+    return chain([head], items)
+
+
+def _pictures(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Images under names without suffix, made different where two files share a stem."""
+    from .training.frames import read_frames
+
+    seen: set[str] = set()
+    for file, image in read_frames(source):
+        stem = Path(file).stem
+        name = stem if stem not in seen else file.replace(".", "_")
+        seen.add(name)
+        yield name, image
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A .npy file as uint8 [N,H,W,3]; one frame [H,W,3] counts as N = 1. NaN, another type or shape is a DataError."""
+    import numpy as np
+
+    try:
+        with os_errors(path, "read"):
+            array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError("not a .npy array", f"{path}: {error}", "write it with numpy.save, without objects") from error
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        index = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise DataError("a frame holds NaN or infinity", f"{path} at index {index}", "repair or drop this frame")
+    if array.dtype != np.uint8:
+        fix = "save uint8 in 0..255; scaling and normalising happen inside"
+        raise DataError("frames must be uint8", f"{path} holds {array.dtype} {list(array.shape)}", fix)
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4 or array.shape[3] != 3 or not array.size:
+        fix = "save [N,H,W,3]: channels last, RGB order"
+        raise DataError("frames must have shape [N,H,W,3]", f"{path} holds {list(array.shape)}", fix)
+    return array
+
+
+def _video(source: Path) -> Frames:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        fix = "pip install 'igate-edge[video]', or turn the video into images first"
+        raise UnavailableError("reading a video needs PyAV", f"{source.name}: {error}", fix) from error
+    try:
+        with av.open(str(source)) as container:
+            if not container.streams.video:
+                raise DataError("the file holds no video", str(source), "pass a file with a video stream")
+            count = container.streams.video[0].frames or None
+    except av.error.FFmpegError as error:
+        raise DataError(
+            "the video cannot be read", f"{source}: {error}", "check the file with a video player"
+        ) from error
+    return Frames(count, _decode_video(source), video=True)
+
+
+def _decode_video(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    import av
+
+    try:
+        with av.open(str(source)) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                yield f"{source.stem}_{number:06d}", frame.to_ndarray(format="rgb24")
+    except av.error.FFmpegError as error:
+        raise DataError(
+            "the video cannot be decoded", f"{source}: {error}", "check the file with a video player"
+        ) from error
+
+
+def depth_limits(tasks: Sequence[OutputSpec], maps: dict[str, list[np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """One display range in metres per depth task, from `maps` (decoded), so that all pictures of a run share it."""
+    from .reports.pictures import depth_range
+
+    return {spec.name: depth_range(*maps[spec.name]) for spec in tasks if spec.kind == "depth"}
+
+
+def panels(
+    frame: np.ndarray, tasks: Sequence[OutputSpec], outputs: dict[str, Any], limits: dict[str, tuple[float, float]]
+) -> list[Any]:
+    """The frame and one panel per task, each with its legend or scale."""
+    from .reports.pictures import Panel, answer_picture, colourise, legend_of
+
+    result = [Panel("image", frame)]
+    for spec in tasks:
+        values = outputs[spec.name]
+        if not spec.dense:
+            result.append(Panel(spec.name, answer_picture(spec, values, frame.shape[:2])))
+            continue
+        picture = colourise(spec, values, limits.get(spec.name, (0.0, 1.0)))
+        legend = legend_of(spec, values) if spec.kind == "semseg" else ()
+        result.append(Panel(spec.name, picture, legend, limits.get(spec.name)))
+    return result
+
+
+def write_frame(
+    out: Path,
+    name: str,
+    frame: np.ndarray,
+    tasks: Sequence[OutputSpec],
+    outputs: dict[str, np.ndarray],
+    limits: dict[str, tuple[float, float]],
+) -> tuple[list[Path], np.ndarray]:
+    """Write NAME_TASK.png per dense task, NAME.png (side by side) and NAME.npz (the outputs themselves) into `out`.
+
+    Returns the paths, each written whole or not at all, and the side-by-side picture.
+    Raises UnavailableError (no permission, full disk).
+    """
+    from .reports.pictures import png, side_by_side
+
+    shown = panels(frame, tasks, outputs, limits)
+    files = {
+        out / f"{name}_{file_name(spec.name)}.png": png(panel.picture)
+        for spec, panel in zip(tasks, shown[1:], strict=True)
+        if spec.dense
+    }
+    sheet = side_by_side(shown)
+    files[out / f"{name}.png"] = png(sheet)
+    files[out / f"{name}.npz"] = _npz(outputs)
+    for path, data in files.items():
+        write_atomic(path, data)
+    return list(files), sheet
+
+
+def _npz(outputs: dict[str, np.ndarray]) -> bytes:
+    """As numpy.savez_compressed, which cannot store an array named "file"."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, value in outputs.items():
+            with archive.open(f"{key}.npy", "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(value), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def file_name(task: str) -> str:
+    """A task's name as a part of a file name.
+
+    >>> file_name("lane/left 1")
+    'lane_left_1'
+    """
+    return re.sub(r"[^\w.-]", "_", task)
+
+
+def make_folder(out: Path) -> Path:
+    """Create `out` (and parents); raises UnavailableError with the reason when that is not possible."""
+    with os_errors(out, "create the folder"):
+        out.mkdir(parents=True, exist_ok=True)
+    return out

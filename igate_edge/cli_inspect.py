@@ -1,0 +1,182 @@
+"""`igate inspect`: what a bundle or an ONNX model holds, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer
+from .errors import InputError
+from .files import os_errors
+from .reports.sharing import layers, stage_fractions
+from .reports.tables import Grid, count, number, percent, size_of, times
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .contract import OutputSpec, Preprocess
+
+
+def inspect_file(path: Path) -> Answer:
+    """Everything a bundle or a model.onnx states about itself. Raises BundleError or GraphError."""
+    if not path.exists():
+        raise InputError("no such file", str(path), "check the path")
+    if path.is_dir():
+        raise InputError("this is a folder", str(path), "pass a bundle (NAME.igate) or a model.onnx")
+    if path.suffix.lower() == ".onnx":
+        return _onnx(path)
+    return _bundle(path)
+
+
+def _onnx(path: Path) -> Answer:
+    from .compiler import graph
+
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    model = graph.load(data)
+    meta = graph.meta(model)
+    document = {
+        "file": str(path),
+        "kind": "onnx",
+        "bytes": len(data),
+        "form": meta.get("form"),
+        **_network(model, list(graph.specs(model)), graph.preprocess(model), meta.get("sites", [])),
+    }
+    return Answer(document, _shown(document))
+
+
+def _bundle(path: Path) -> Answer:
+    from .bundle import Bundle
+    from .compiler import graph
+
+    bundle = Bundle.read(path)
+    manifest = bundle.manifest
+    document = {
+        "file": str(path),
+        "kind": "bundle",
+        "bytes": path.stat().st_size,
+        "seal": bundle.seal,
+        "created_by": manifest.get("created_by"),
+        "form": manifest.get("form"),
+        **_network(graph.load(bundle.model), list(bundle.tasks), bundle.preprocess, manifest.get("gates") or []),
+        "budget": manifest.get("budget"),
+        "calibration": manifest.get("calibration"),
+        "tolerances": manifest.get("tolerances"),
+        "training": manifest.get("training"),
+        "results": manifest.get("results"),
+        "golden_frames": len(bundle.golden["frame"]),
+    }
+    return Answer(document, _shown(document))
+
+
+def costs(model: ir.Model, names: list[str]) -> dict[str, dict[str, Any]]:
+    """MACs and parameters of the pruned net, the plain shared net and T separate nets of the same layout."""
+    from .compiler import graph, prune
+    from .compiler.cost import count as count_cost
+
+    pruned = prune.prune(model).model
+    plain = prune.prune(prune.close_all(model)).model if graph.meta(model).get("form") == "gated" else model
+    single = [count_cost(prune.prune(prune.keep_outputs(plain, [name])).model) for name in names]
+    ours, shared = count_cost(pruned), count_cost(plain)
+    return {
+        "ours": {"macs": ours.macs, "params": ours.params, "unknown": list(ours.unknown)},
+        "plain": {"macs": shared.macs, "params": shared.params, "unknown": list(shared.unknown)},
+        "separate": {"macs": sum(c.macs for c in single), "params": sum(c.params for c in single), "unknown": []},
+    }
+
+
+def _network(
+    model: ir.Model, tasks: list[OutputSpec], preprocess: Preprocess, sites: list[dict[str, Any]]
+) -> dict[str, Any]:
+    names = [spec.name for spec in tasks]
+    found = layers(sites, names)
+    total = sum(layer.channels for layer in found)
+    return {
+        "tasks": [spec.as_json() for spec in tasks],
+        "preprocess": preprocess.as_json(),
+        "hard_fraction": {
+            name: sum(layer.open[name].count("1") for layer in found) / total if total else 0.0 for name in names
+        },
+        "stages": [
+            {"stage": stage, "channels": channels, "own": dict(zip(names, own, strict=True))}
+            for stage, channels, own in stage_fractions(found, names)
+        ],
+        "sites": [
+            {
+                "name": layer.name,
+                "channels": layer.channels,
+                "tie": layer.tie or None,
+                "own": {name: layer.fraction(name) for name in names},
+            }
+            for layer in found
+        ],
+        "cost": costs(model, names),
+    }
+
+
+def cost_grid(cost: dict[str, dict[str, Any]], tasks: int) -> Grid:
+    """Ours, the plain shared net and T separate nets: MACs and parameters, with ratios to the plain net."""
+    plain = cost["plain"]["macs"] or 1
+    titles = {"ours": "this network, pruned", "plain": "plain shared net", "separate": f"{tasks} separate nets"}
+    rows = [
+        (title, count(cost[key]["macs"]), times(cost[key]["macs"] / plain), count(cost[key]["params"]))
+        for key, title in titles.items()
+    ]
+    unknown = sorted({name for entry in cost.values() for name in entry["unknown"]})
+    note = f"not counted: {', '.join(unknown)}" if unknown else ""
+    return Grid("Cost per frame", ("net", "MACs", "to plain", "parameters"), rows, note=note, strong=frozenset({0}))
+
+
+def stage_grid(document: dict[str, Any]) -> Grid:
+    """Share of channels that each task owns, by stage."""
+    names = [task["name"] for task in document["tasks"]]
+    rows = [
+        (stage["stage"], f"{stage['channels']:,}", *(percent(stage["own"][name]) for name in names))
+        for stage in document["stages"]
+    ]
+    rows.append(("all", f"{sum(s['channels'] for s in document['stages']):,}", *_shares(document, names)))
+    title = "Channels a task owns (the rest is shared)"
+    return Grid(title, ("stage", "channels", *names), rows, strong=frozenset({len(rows) - 1}))
+
+
+def _shares(document: dict[str, Any], names: list[str]) -> list[str]:
+    return [percent(document["hard_fraction"][name]) for name in names]
+
+
+def _shown(document: dict[str, Any]) -> list[Any]:
+    size = document["preprocess"]
+    words = [f"{document['form']} network", size_of(document["bytes"]), f"input {size['width']}x{size['height']} RGB"]
+    head = f"{document['file']}: {', '.join(words)}"
+    rows = [(t["name"], t["kind"], t["channels"], t["units"] or "-", _classes(t)) for t in document["tasks"]]
+    shown: list[Any] = [head, "", Grid("Tasks", ("task", "kind", "channels", "units", "classes"), rows, 5)]
+    if document["stages"]:
+        shown += ["", stage_grid(document)]
+    shown += ["", cost_grid(document["cost"], len(document["tasks"]))]
+    facts = [
+        ("preprocessing", f"(rgb / 255 - mean) / std, mean {_triple(size['mean'])}, std {_triple(size['std'])}"),
+        *((key.replace("_", " "), _flat(document.get(key))) for key in ("created_by", "calibration", "budget", "seal")),
+        ("golden frames", str(document.get("golden_frames", ""))),
+        *((key, _flat(value)) for key, value in (document.get("training") or {}).items()),
+    ]
+    facts = [(key, value) for key, value in facts if value]
+    return [*shown, "", Grid("Provenance", ("", ""), facts, 2)]
+
+
+def _classes(task: dict[str, Any]) -> str:
+    names = list(task["classes"])
+    return ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "") or "-"
+
+
+def _triple(values: Any) -> str:
+    return " ".join(number(v) for v in values)
+
+
+def _flat(value: Any) -> str:
+    """A manifest value on one line."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(item) for item in value)
+    return number(value) if isinstance(value, float) else str(value)

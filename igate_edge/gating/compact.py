@@ -1,0 +1,194 @@
+"""Frozen gates: only the rows that somebody reads are computed, so a training step costs about 1 + (T-1)p, not T + 1.
+
+Equal to the dense execution: a batch norm row sees the same values either way. Running statistics of rows that are never
+read are no longer updated, and a branch without an open gate in a layer does not run there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from igate_edge.kernels.gated_select import mix
+
+from .execute import Fetch
+from .placement import Block, Chain, Sum
+from .streams import Plan, evaluate
+
+Rows = Tensor | None  # channel indices, int64; None stands for all channels
+
+
+@dataclass(frozen=True)
+class FixedSite:
+    """One site with frozen gates: rows that are read of each stream (tasks, then shared), and rows that are mixed."""
+
+    channels: int
+    live: tuple[Rows, ...]
+    mixed: Rows
+    same_rows: tuple[bool, ...]  # per task: its live rows are exactly the mixed ones
+
+
+def fix_site(mask: Tensor) -> FixedSite:
+    """Row lists of a bool mask [T, C]."""
+    some = mask.any(0)
+    live = [_rows(row) for row in mask] + [_rows(~mask.all(0))]
+    return FixedSite(mask.shape[1], tuple(live), _rows(some), tuple(bool(torch.equal(row, some)) for row in mask))
+
+
+def _rows(row: Tensor) -> Rows:
+    return None if bool(row.all()) else row.nonzero().flatten()
+
+
+def _take(x: Tensor, rows: Rows) -> Tensor:
+    return x if rows is None else x.index_select(1, rows)
+
+
+def select_fixed(
+    site: FixedSite, rows: Mapping[int, Tensor], after: Collection[int], weights: Callable[[], Tensor]
+) -> dict[int, Tensor]:
+    """Full maps by stream from the live rows of each stream; bit for bit what a dense select and mix give."""
+    tasks = len(site.live) - 1
+    mixes = tasks in after and (site.mixed is None or site.mixed.numel() > 0)
+    base = _base(site, rows) if tasks in rows else None
+    outs: dict[int, Tensor] = {}
+    for t in range(tasks):
+        if t not in after and not (mixes and not site.same_rows[t]):
+            continue
+        live = site.live[t]
+        if live is None:
+            outs[t] = rows[t]
+        elif live.numel() == 0:
+            assert base is not None
+            outs[t] = base
+        else:
+            assert base is not None
+            outs[t] = base.index_copy(1, live, rows[t])
+    if tasks in after:
+        outs[tasks] = _mixed(site, rows, outs, base, weights) if mixes else _not_none(base)
+    return outs
+
+
+def _base(site: FixedSite, rows: Mapping[int, Tensor]) -> Tensor:
+    """The shared map, zero in rows that nobody reads."""
+    shared, live = rows[len(site.live) - 1], site.live[-1]
+    if live is None:
+        return shared
+    whole = shared.new_zeros(shared.shape[0], site.channels, *shared.shape[2:])
+    return whole.index_copy(1, live, shared)
+
+
+def _mixed(
+    site: FixedSite,
+    rows: Mapping[int, Tensor],
+    outs: Mapping[int, Tensor],
+    base: Tensor | None,
+    weights: Callable[[], Tensor],
+) -> Tensor:
+    tasks = len(site.live) - 1
+    parts = [rows[t] if site.same_rows[t] else _take(outs[t], site.mixed) for t in range(tasks)]
+    mixed = mix(parts, _take(weights(), site.mixed))
+    return mixed if site.mixed is None else _not_none(base).index_copy(1, site.mixed, mixed)
+
+
+def _not_none(base: Tensor | None) -> Tensor:
+    assert base is not None
+    return base
+
+
+def block_rows(
+    plan: Plan, module: nn.Module, block: Block, rows: Rows, fetch: Callable[[int], Any], silent: bool
+) -> Tensor:
+    """Some rows of one stream's map at a site: convolution, norm, add and activation of these rows only."""
+    with torch.no_grad() if silent else contextlib.nullcontext():
+        value = _body_rows(plan, module, block.body, rows, fetch)
+        return value if block.act is None else evaluate(plan.steps[block.act], module, lambda _: value)
+
+
+def _body_rows(
+    plan: Plan, module: nn.Module, body: Chain | Sum | int, rows: Rows, fetch: Callable[[int], Any]
+) -> Tensor:
+    if isinstance(body, int):
+        return _take(fetch(body), rows)
+    if isinstance(body, Sum):
+        left, right = (_body_rows(plan, module, side, rows, fetch) for side in (body.left, body.right))
+        return left + right
+    step = plan.steps[body.conv]
+    value = _conv_rows(module.get_submodule(step.target), fetch(step.uses[0]), rows)
+    if body.norm is None:
+        return value
+    return _norm_rows(module.get_submodule(plan.steps[body.norm].target), value, rows)
+
+
+def _conv_rows(conv: Any, x: Tensor, rows: Rows) -> Tensor:
+    if rows is None:
+        return conv(x)
+    groups = 1
+    if conv.groups > 1:  # depthwise: row c reads channel c only
+        x, groups = _take(x, rows), rows.numel()
+    bias = None if conv.bias is None else conv.bias.index_select(0, rows)
+    weight = conv.weight.index_select(0, rows)
+    return functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+
+
+def _norm_rows(norm: Any, x: Tensor, rows: Rows) -> Tensor:
+    """nn.BatchNorm2d on some of its channels; running statistics are written back to these channels."""
+    if rows is None:
+        return norm(x)
+    weight = None if norm.weight is None else norm.weight.index_select(0, rows)
+    bias = None if norm.bias is None else norm.bias.index_select(0, rows)
+    if norm.running_mean is None:
+        return functional.batch_norm(x, None, None, weight, bias, True, 0.0, norm.eps)
+    mean, var = norm.running_mean.index_select(0, rows), norm.running_var.index_select(0, rows)
+    factor = norm.momentum
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+        factor = 1.0 / float(norm.num_batches_tracked) if factor is None else factor
+    value = functional.batch_norm(x, mean, var, weight, bias, norm.training, factor or 0.0, norm.eps)
+    if norm.training:
+        norm.running_mean.index_copy_(0, rows, mean)
+        norm.running_var.index_copy_(0, rows, var)
+    return value
+
+
+class Compact:
+    """Select for frozen sites: rows by block where the pattern allows it, whole maps elsewhere."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        branches: Sequence[nn.Module],
+        fixed: Mapping[int, FixedSite],
+        blocks: Mapping[int, Block],
+        weights: Mapping[int, Callable[[], Tensor]],
+    ) -> None:
+        self.plan, self.branches, self.fixed, self.blocks, self.weights = plan, branches, fixed, blocks, weights
+        self.inner = frozenset(index for block in blocks.values() for index in block.inner)
+
+    def select(
+        self,
+        index: int,
+        before: frozenset[int],
+        after: frozenset[int],
+        fetch: Fetch,
+        compute: Callable[[int], Any],
+        silent: Collection[int] = (),
+    ) -> dict[int, Tensor]:
+        """Values behind the site at step `index`; the arguments are those of execute.Select."""
+        site, block = self.fixed[index], self.blocks.get(index)
+        rows: dict[int, Tensor] = {}
+        for stream in sorted(before):
+            live = site.live[stream]
+            if block is None:
+                rows[stream] = _take(compute(stream), live)
+            else:
+                branch = self.branches[stream]
+                rows[stream] = block_rows(
+                    self.plan, branch, block, live, lambda i, s=stream: fetch(i, s), stream in silent
+                )
+        return select_fixed(site, rows, after, self.weights[index])

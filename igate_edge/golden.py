@@ -1,0 +1,142 @@
+"""Golden frames: real frames with the outputs that the network gave when it was packaged.
+
+Whoever runs the network asks here whether it still gives them, in the terms of each task: INT8 runtimes never agree bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .bundle import Bundle
+from .contract import OutputSpec, Preprocess
+from .errors import CheckFailed
+from .runtime.postprocess import decode
+from .runtime.preprocess import to_input
+
+#: Float outputs may differ by this share of the task's largest output: other CPUs sum in another order, nothing else.
+FLOAT_LIMIT = 1e-3
+#: The INT8 limit is this many times the gap that INT8 had to float when packaged, and at least the floor of the kind.
+MARGIN = 2.0
+#: Per kind: what is measured (worst frame), and the smallest limit.
+MEASURES: dict[str, tuple[str, float]] = {
+    "semseg": ("share of pixels of another class", 0.02),
+    "depth": ("mean relative error of metres", 0.02),
+    "normals": ("mean angle in degrees", 2.0),
+    "edges": ("mean difference of probability", 0.02),
+    "classification": ("largest difference of probability", 0.05),
+    "multilabel": ("largest difference of probability", 0.05),
+}
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One task's check: `value` is the worst frame's distance to the stored output in the terms of `measure`."""
+
+    task: str
+    precision: str
+    measure: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """False also when the value is NaN."""
+        return bool(self.value <= self.limit)
+
+    def as_json(self) -> dict[str, Any]:
+        value = self.value if np.isfinite(self.value) else None
+        return {**asdict(self), "value": value, "passed": self.passed}
+
+    def __str__(self) -> str:
+        word = "as packaged" if self.passed else "NOT as packaged"
+        return (
+            f"task {self.task!r} ({self.precision}) is {word}: {self.measure} {self.value:.4g}, limit {self.limit:.4g}"
+        )
+
+
+def run_frames(
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]], frames: np.ndarray, preprocess: Preprocess
+) -> dict[str, np.ndarray]:
+    """Run uint8 frames [N,h,w,3] one by one (`run`: float32 [1,3,h,w] -> raw outputs); returns name -> float32 [N,...]."""
+    rows = [run(to_input(frame, preprocess)) for frame in frames]
+    return {name: np.concatenate([np.asarray(row[name], np.float32) for row in rows]) for name in rows[0]}
+
+
+def gap(spec: OutputSpec, ours: np.ndarray, stored: np.ndarray, size: tuple[int, int]) -> float:
+    """Distance of raw outputs [N,...] in decoded terms (see MEASURES), worst frame; inf where anything is not finite.
+
+    >>> logits = np.array([[[[2.0, 2.0]], [[1.0, 1.0]]]])
+    >>> gap(OutputSpec("s", "semseg", 2), logits, logits[:, ::-1] * [1, 0], (1, 2))
+    0.5
+    """
+    if ours.shape != stored.shape or not np.isfinite(ours).all():
+        return float("inf")
+    pairs = ((decode(spec, a, size), decode(spec, b, size)) for a, b in zip(ours, stored, strict=True))
+    return float(max(_distance(spec.kind, a, b) for a, b in pairs))
+
+
+def _distance(kind: str, a: np.ndarray, b: np.ndarray) -> float:
+    if kind == "semseg":
+        return float(np.mean(a != b))
+    if kind == "depth":
+        return float(np.mean(np.abs(a - b) / b))
+    if kind == "normals":
+        return float(np.degrees(np.arccos(np.clip((a * b).sum(-1), -1, 1))).mean())
+    return float(np.abs(a - b).mean() if kind == "edges" else np.abs(a - b).max())
+
+
+def tolerances(
+    specs: Sequence[OutputSpec],
+    floats: Mapping[str, np.ndarray],
+    int8s: Mapping[str, np.ndarray],
+    size: tuple[int, int],
+) -> dict[str, dict[str, Any]]:
+    """Per task: what is measured, the gap between INT8 and float when packaged, and the limit that later checks use."""
+    table = {}
+    for spec in specs:
+        measure, floor = MEASURES[spec.kind]
+        packaged = gap(spec, int8s[spec.name], floats[spec.name], size)
+        table[spec.name] = {"measure": measure, "packaged": packaged, "limit": max(floor, MARGIN * packaged)}
+    return table
+
+
+def check(
+    bundle: Bundle,
+    run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    precision: str,
+    tasks: Sequence[str] | None = None,
+) -> list[GoldenResult]:
+    """Run the golden frames and compare with the bundle's stored outputs of `precision` ("float" or "int8"), per task."""
+    outputs = run_frames(run, bundle.golden["frame"], bundle.preprocess)
+    size = bundle.preprocess.height, bundle.preprocess.width
+    results = []
+    for spec in bundle.tasks:
+        if tasks is not None and spec.name not in tasks:
+            continue
+        stored, ours = bundle.golden[f"{precision}/{spec.name}"], outputs.get(spec.name, np.empty(0))
+        if precision == "float":
+            measure, limit = "largest difference as a share of the largest output", FLOAT_LIMIT
+            value = _relative(ours, stored)
+        else:
+            measure, limit = MEASURES[spec.kind][0], float(bundle.manifest["tolerances"][spec.name]["limit"])
+            value = gap(spec, ours, stored, size)
+        results.append(GoldenResult(spec.name, precision, measure, value, limit))
+    return results
+
+
+def _relative(ours: np.ndarray, stored: np.ndarray) -> float:
+    if ours.shape != stored.shape or not np.isfinite(ours).all():
+        return float("inf")
+    return float(np.abs(ours - stored).max() / max(float(np.abs(stored).max()), 1e-12))
+
+
+def require(results: Sequence[GoldenResult], what: str) -> None:
+    """Raise CheckFailed that names every task which no longer computes what was packaged."""
+    failed = [str(result) for result in results if not result.passed]
+    if failed:
+        fix = "do not use this network: copy the bundle again, then try another version of the runtime"
+        raise CheckFailed(f"{what} does not compute what was packaged", "; ".join(failed), fix)

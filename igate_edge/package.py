@@ -1,0 +1,123 @@
+"""ONNX bytes + real frames -> a bundle: prune, calibrate, quantise, record what the network answers, write the file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .bundle import MIN_GOLDEN, Bundle, write_bundle
+from .compiler import calibrate, graph, prune, quantize
+from .contract import OutputSpec, Preprocess
+from .engines import onnxruntime as ort
+from .errors import DataError
+from .golden import run_frames, tolerances
+from .plain import weightless
+from .runtime.preprocess import check_frame, to_input, to_network_size
+
+
+def package(
+    onnx_bytes: bytes,
+    path: str | os.PathLike[str],
+    *,
+    calibration: Iterable[np.ndarray],
+    golden: Sequence[np.ndarray],
+    labels: Mapping[str, np.ndarray] | None = None,
+    budget: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
+    method: str = "minmax",
+) -> Bundle:
+    """Write the bundle of a network in gated or plain ONNX form; returns it as it reads back.
+
+    calibration: uint8 RGB frames [H,W,3] of any size from the robot's own camera; they set the INT8 ranges and are
+    not stored. golden: at least 4 such frames; they are stored at network size with the outputs. labels: task name ->
+    labels of the golden frames, [N,...]. budget, provenance and results are plain JSON for the manifest. Raises
+    DataError (frames), GraphError (model), UnavailableError (cannot write); an existing file then stays as it was.
+    """
+    model = graph.load(onnx_bytes)
+    specs, preprocess = list(graph.specs(model)), graph.preprocess(model)
+    frames = golden_frames(golden, preprocess)
+    kept = _labels(labels or {}, specs, len(frames))
+    pruned = prune.prune(model).model
+    inputs, record = calibration_inputs(calibration, preprocess)
+    ranges = calibrate.calibrate(pruned, inputs, method=method)
+    floats = _answers(graph.dump(pruned), frames, preprocess)
+    # The reference is run without fusions: fused integer kernels round differently from one processor to the next.
+    int8s = _answers(graph.dump(quantize.quantize(pruned, ranges, dialect="ort")), frames, preprocess)
+    meta = graph.meta(model)
+    manifest = {
+        "tasks": [spec.as_json() for spec in specs],
+        "preprocess": preprocess.as_json(),
+        "form": meta["form"],
+        "opset": model.opset_imports[""],
+        "gates": meta.get("sites", []),
+        "budget": budget,
+        "training": provenance,
+        "results": results,
+        "calibration": {**record(), "method": method},
+        "tolerances": tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)),
+    }
+    arrays = {"frame": frames, **{f"label/{name}": array for name, array in kept.items()}}
+    arrays |= {f"float/{name}": array for name, array in floats.items()}
+    arrays |= {f"int8/{name}": array for name, array in int8s.items()}
+    return write_bundle(path, manifest, model=onnx_bytes, ranges=ranges, plain=plain_net(onnx_bytes), golden=arrays)
+
+
+def golden_frames(frames: Sequence[np.ndarray], preprocess: Preprocess) -> np.ndarray:
+    """Check and resize golden frames: uint8 [N,height,width,3]; raises DataError for fewer than 4 different frames."""
+    stack = np.array([to_network_size(frame, preprocess) for frame in frames], np.uint8)
+    distinct = len({frame.tobytes() for frame in stack})
+    if distinct < MIN_GOLDEN:
+        evidence = f"{len(stack)} given, {distinct} of them distinct"
+        raise DataError(
+            f"at least {MIN_GOLDEN} golden frames are needed", evidence, "pass real, different frames of the camera"
+        )
+    return stack
+
+
+def calibration_inputs(frames: Iterable[np.ndarray], preprocess: Preprocess) -> tuple[Iterable[np.ndarray], Any]:
+    """Preprocess frames as they are taken; the second value, called afterwards, gives their {"count", "sha256"}."""
+    digest, count = hashlib.sha256(), 0
+
+    def inputs() -> Iterable[np.ndarray]:
+        nonlocal count
+        for frame in frames:
+            digest.update(repr(check_frame(frame).shape).encode() + np.ascontiguousarray(frame).tobytes())
+            count += 1
+            yield to_input(frame, preprocess)
+
+    return inputs(), lambda: {"count": count, "sha256": digest.hexdigest()}
+
+
+def plain_net(onnx_bytes: bytes) -> bytes:
+    """The plain shared net of a model, without weights: all gates closed, then pruned."""
+    model = graph.load(onnx_bytes)
+    if graph.meta(model)["form"] == "gated":
+        model = prune.prune(prune.close_all(model)).model
+    return weightless(graph.dump(model))
+
+
+def _answers(model: bytes, frames: np.ndarray, preprocess: Preprocess) -> dict[str, np.ndarray]:
+    session = ort.open(model, threads=1, optimise=False)
+    try:
+        return run_frames(session.run, frames, preprocess)
+    finally:
+        session.close()
+
+
+def _labels(labels: Mapping[str, np.ndarray], specs: Sequence[OutputSpec], count: int) -> dict[str, np.ndarray]:
+    known = {spec.name for spec in specs}
+    for name, array in labels.items():
+        if name not in known:
+            raise DataError(
+                f"labels of an unknown task {name!r}", f"tasks: {', '.join(sorted(known))}", "use a task's name"
+            )
+        if len(array) != count:
+            raise DataError(
+                f"labels of task {name!r} do not fit", f"{len(array)} for {count} golden frames", "pass one a frame"
+            )
+    return {name: np.asarray(array) for name, array in labels.items()}

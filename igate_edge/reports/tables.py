@@ -1,0 +1,132 @@
+"""Tables of numbers, made once and shown twice: in the terminal (rich) and in the HTML report."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A titled table; the first `text_columns` columns are words, the others numbers; `strong` rows are emphasised."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    note: str = ""
+    strong: frozenset[int] = field(default_factory=frozenset)
+
+    def html(self) -> str:
+        """The table as HTML, everything escaped; scrolls sideways on a narrow screen."""
+        kinds = ["t" if k < self.text_columns else "n" for k in range(len(self.columns))]
+        head = "".join(f'<th class="{k}">{html.escape(c)}</th>' for k, c in zip(kinds, self.columns, strict=True))
+        body = []
+        for number, row in enumerate(self.rows):
+            cells = "".join(f'<td class="{k}">{html.escape(str(c))}</td>' for k, c in zip(kinds, row, strict=True))
+            body.append(f"<tr{' class=strong' if number in self.strong else ''}>{cells}</tr>")
+        caption = f"<h3>{html.escape(self.title)}</h3>" if self.title else ""
+        note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
+        return f'{caption}<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>{note}'
+
+    def rich(self) -> Table:
+        """The same table for the terminal."""
+        from rich.table import Table
+        from rich.text import Text
+
+        result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        result.title, result.title_justify, result.title_style = self.title or None, "left", "bold"
+        if self.note:
+            result.caption, result.caption_justify = Text(self.note), "left"
+        for number, name in enumerate(self.columns):
+            words = number < self.text_columns
+            result.add_column(name, justify="left" if words else "right", header_style="dim", no_wrap=not words)
+        for number, row in enumerate(self.rows):
+            style = "bold" if number in self.strong else ""
+            result.add_row(*(Text(str(cell)) for cell in row), style=style)
+        return result
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with about `digits` significant digits; "-" for what is absent or not finite.
+
+    >>> number(0.123456), number(1234.5), number(None)
+    ('0.123', '1,234', '-')
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def percent(value: Any, digits: int = 0) -> str:
+    """A share as per cent.
+
+    >>> percent(0.256), percent(float("nan"))
+    ('26 %', '-')
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.{digits}f} %"
+
+
+def signed_percent(value: Any) -> str:
+    """A change that is already in per cent, with its sign.
+
+    >>> signed_percent(1.24)
+    '+1.2 %'
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-"
+    return f"{value:+.1f} %"
+
+
+def times(value: Any) -> str:
+    """A ratio.
+
+    >>> times(2.5)
+    '2.50x'
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-"
+    return f"{value:.2f}x"
+
+
+def count(value: Any) -> str:
+    """A large count in millions or thousands.
+
+    >>> count(11_180_000), count(9_300), count(12)
+    ('11.2 M', '9.30 k', '12')
+    """
+    if not isinstance(value, int | float):
+        return "-"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{value:g}"
+
+
+def size_of(byte_count: int) -> str:
+    """Bytes in MB or kB (powers of ten, as file managers show).
+
+    >>> size_of(2_500_000)
+    '2.5 MB'
+    """
+    return f"{byte_count / 1e6:.1f} MB" if byte_count >= 1_000_000 else f"{byte_count / 1e3:.1f} kB"
+
+
+def sentence_list(items: Sequence[str]) -> str:
+    """Words joined as in a sentence.
+
+    >>> sentence_list(["semseg", "depth", "normals"])
+    'semseg, depth and normals'
+    """
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""

@@ -1,0 +1,60 @@
+"""The recipe's training step as a LightningModule, for users of a Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from torch import Tensor, nn
+
+from ..metrics import Metric
+from .balance import Balance
+from .step import Batch, Optim, Penalty, add_batch, make_optimizers, set_lr, train_step
+
+
+class IgateModule(lightning.LightningModule):
+    """A gated or plain net in Lightning: the same step, groups and schedule as the recipe, for users of a Trainer.
+
+    `steps` is the length of the cosine. Optimisation is manual, because the paper's recipe moves gates by an SGD of
+    their own. Validation batches give metrics `<task>/<metric>`.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        balance: Balance,
+        *,
+        steps: int,
+        optim: Optim | None = None,
+        penalty: Penalty | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net, self.balance, self.steps = net, balance, steps
+        self.optim, self.penalty = optim or Optim(), penalty
+        self._tasks: Any = net.tasks
+        self._metrics: dict[str, Metric] = {}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.net(image)
+
+    def configure_optimizers(self) -> Any:
+        return make_optimizers(self.net, self.balance, self.optim)
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        wrapped = self.optimizers()
+        optimizers: list[Any] = wrapped if isinstance(wrapped, list) else [wrapped]
+        step = self.global_step // len(optimizers)
+        set_lr(optimizers, step, self.steps, self.optim.warmup)
+        seen = train_step(self.net, batch, optimizers, self.balance, self.penalty, step)
+        self.log_dict({f"train/{name}": value for name, value in seen.items()}, prog_bar=True)
+
+    def on_validation_epoch_start(self) -> None:
+        self._metrics = {}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        add_batch(self.net, self._tasks, batch, self._metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, metric in self._metrics.items():
+            self.log_dict({f"{name}/{key}": value for key, value in metric.compute().items()})

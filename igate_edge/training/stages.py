@@ -1,0 +1,284 @@
+"""The stages of the recipe: each reads whole files, trains, and writes one file that holds weights and result."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import os_errors, write_atomic
+from ..gating.budget import HardFraction, SparsityHinge
+from ..gating.convert import InterroGateNet, PlainNet, interrogate
+from .balance import Balance
+from .checkpoint import CheckpointError, load_tensors, save_tensors
+from .config import TrainConfig, digest, make_backbone
+from .loop import BatchAt, Progress, Run, drop_checkpoints, fit
+from .step import Batch, Optim, Penalty, evaluate
+from .tasks import Task
+
+BUDGET_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where frames come from. `train(batch, seed)` gives step -> batch, the same batch for the same step; `val()` gives
+    batches in order. `available`: modality -> class names; `fingerprint`: changes when the frames do."""
+
+    available: Mapping[str, tuple[str, ...]]
+    fingerprint: str
+    train: Callable[[int, int], BatchAt]
+    val: Callable[[], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a run share."""
+
+    config: TrainConfig
+    tasks: Sequence[Task]
+    source: Source
+    folder: Path
+    resume: bool = True
+    progress: Progress | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished stage: its file, the key of all that made it, and its result (metrics, seconds, macs, weights...)."""
+
+    name: str
+    path: Path
+    key: str
+    result: dict[str, Any]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The network's state_dict."""
+        return load_tensors(self.path)[0]
+
+
+def cached(ctx: Context, name: str, key: str, make: Callable[[], tuple[Any, dict[str, Any]]]) -> Done:
+    """The stage's file when it is whole and was made from the same key, else `make` it and write it."""
+    path = ctx.folder / f"{name}.safetensors"
+    if ctx.resume and path.exists():
+        try:
+            meta = load_tensors(path)[1]
+            if meta["key"] == key:
+                drop_checkpoints(ctx.folder, name)
+                return Done(name, path, key, meta["result"])
+        except CheckpointError:
+            pass
+    with os_errors(ctx.folder, "create"):
+        ctx.folder.mkdir(parents=True, exist_ok=True)
+    net, result = make()
+    save_tensors(path, net.state_dict(), {"key": key, "stage": name, "result": result})
+    write_atomic(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    drop_checkpoints(ctx.folder, name)
+    return Done(name, path, key, result)
+
+
+def plain(
+    ctx: Context,
+    name: str,
+    balance: Balance,
+    *,
+    steps: int,
+    lr: float,
+    tasks: Sequence[Task] | None = None,
+    start: Done | None = None,
+) -> Done:
+    """Train a plain shared net (one task: a single-task net), from scratch or from the weights of `start`."""
+    tasks = tasks or ctx.tasks
+    names = [task.name for task in tasks]
+    key = _key(ctx, name, names, steps, lr, type(balance).__name__, balance.weights(), start and start.key)
+
+    def make() -> tuple[PlainNet, dict[str, Any]]:
+        net = build_plain(ctx, tasks)
+        if start is not None:
+            wanted = net.state_dict()
+            net.load_state_dict({k: v for k, v in start.state().items() if k in wanted})
+        return net, _train(ctx, name, net, balance, steps, ctx.config.optim(lr))
+
+    return cached(ctx, name, key, make)
+
+
+def search(ctx: Context, base: Done, branches: Mapping[str, Done], balance: Balance, *, name: str, steps: int) -> Done:
+    """Learn which channels to open: shared weights from `base`, each task's branch and head from `branches`."""
+    made = [base.key, *(branches[task.name].key for task in ctx.tasks)]
+    key = _key(ctx, name, _gating(ctx.config), steps, balance.weights(), made)
+
+    def make() -> tuple[InterroGateNet, dict[str, Any]]:
+        net = assemble(ctx, base, branches)
+        lr = ctx.config.search_lr if ctx.config.recipe == "forked" else ctx.config.lr
+        result = _train(ctx, name, net, balance, steps, ctx.config.optim(lr), penalty(ctx.config))
+        return net, result | {"gates": gates_json(net)}
+
+    return cached(ctx, name, key, make)
+
+
+def freeze(ctx: Context, searched: Done, *, name: str = "frozen") -> Done:
+    """Fix the gates; the last few by rank, so that each task's hard fraction is the budget's within a point."""
+    key = _key(ctx, name, _gating(ctx.config), searched.key)
+
+    def make() -> tuple[InterroGateNet, dict[str, Any]]:
+        net = build_gated(ctx)
+        net.load_state_dict(searched.state())
+        before = net.hard_fractions()
+        flipped = fix_by_rank(net, ctx.config.budget) if ctx.config.recipe == "forked" else 0
+        net.freeze_gates()
+        result = {"searched": before, "hard": net.hard_fractions(), "flipped": flipped, "gates": gates_json(net)}
+        return net, result
+
+    return cached(ctx, name, key, make)
+
+
+def final(ctx: Context, frozen: Done, balance: Balance, *, name: str, steps: int, lr: float) -> Done:
+    """A fresh full learning-rate cycle with the structure fixed: only what survives pruning is computed."""
+    key = _key(ctx, name, steps, lr, balance.weights(), frozen.key)
+
+    def make() -> tuple[InterroGateNet, dict[str, Any]]:
+        net = build_gated(ctx)
+        net.load_state_dict(frozen.state())
+        net.freeze_gates()
+        result = _train(ctx, name, net, balance, steps, ctx.config.optim(lr))
+        return net, result | {"gates": gates_json(net)}
+
+    return cached(ctx, name, key, make)
+
+
+def build_plain(ctx: Context, tasks: Sequence[Task] | None = None) -> PlainNet:
+    """A fresh plain net, the same for the same seed."""
+    torch.manual_seed(ctx.config.seed)
+    return PlainNet(make_backbone(ctx.config), list(tasks or ctx.tasks), example=_example(ctx.config))
+
+
+def build_gated(ctx: Context) -> InterroGateNet:
+    """A fresh gated net with every gate open."""
+    torch.manual_seed(ctx.config.seed)
+    config = ctx.config
+    granule = config.granule or auto_granule
+    return interrogate(
+        make_backbone(config), list(ctx.tasks), granule=granule, tie=config.tie, example=_example(config)
+    )
+
+
+def assemble(ctx: Context, base: Done, branches: Mapping[str, Done]) -> InterroGateNet:
+    """The gated net whose shared branch is `base` and whose task branches and heads are `branches`."""
+    net = build_gated(ctx)
+    net.load_shared(base.state())
+    for task in ctx.tasks:
+        net.load_task(task.name, branches[task.name].state())
+    return net
+
+
+def auto_granule(channels: int) -> int:
+    """An eighth of a layer's width as a power of two, at least 4: coarser gates cost accuracy (recipe.md section 3).
+
+    >>> [auto_granule(c) for c in (16, 32, 64, 100, 256)]
+    [4, 4, 8, 8, 32]
+    """
+    return max(4, 1 << max(channels // 8, 1).bit_length() - 1)
+
+
+def penalty(config: TrainConfig) -> Callable[[float], Penalty]:
+    """Share of the stage done -> budget penalty: a ramped hard-gate hinge, or the paper's soft hinge."""
+    if config.recipe == "paper":
+        soft = SparsityHinge(config.budget, 1.0)
+        return lambda done: soft
+    return lambda done: HardFraction(config.budget, weight=min(1.0, (done + 1e-3) / 0.1))
+
+
+def fix_by_rank(net: InterroGateNet, budget: float | Mapping[str, float]) -> int:
+    """Flip the least certain gates of each task until its hard fraction is the budget within a point; returns flips."""
+    flips = 0
+    groups = list({id(site.gates): site.gates for site in net.sites.values()}.values())
+    for task in net.tasks:
+        name = task.name
+        target = budget[name] if isinstance(budget, Mapping) else budget
+        units = [(float(v), gates.alpha[name], i) for gates in groups for i, v in enumerate(gates.alpha[name])]
+        close = net.hard_fractions()[name] > target
+        for logit, alpha, index in sorted(units, key=lambda u: u[0] if close else -u[0]):
+            before = net.hard_fractions()[name]
+            if abs(before - target) <= BUDGET_TOLERANCE or (before > target) != close:
+                break
+            if (logit >= 0) == close:
+                flips += _flip_if_nearer(net, name, target, alpha, index)
+    return flips
+
+
+def _flip_if_nearer(net: InterroGateNet, name: str, target: float, alpha: torch.Tensor, index: int) -> int:
+    before, old = abs(net.hard_fractions()[name] - target), float(alpha[index])
+    with torch.no_grad():
+        alpha[index] = -1e-3 if old >= 0 else 1e-3
+        if abs(net.hard_fractions()[name] - target) < before:
+            return 1
+        alpha[index] = old
+    return 0
+
+
+def gates_json(net: InterroGateNet) -> dict[str, dict[str, str]]:
+    """Site -> task -> open channels as a string of 0 and 1."""
+    names = [task.name for task in net.tasks]
+    return {
+        site: {t: "".join("01"[int(b)] for b in row) for t, row in zip(names, mask.tolist(), strict=True)}
+        for site, mask in net.gate_masks().items()
+    }
+
+
+def _train(
+    ctx: Context,
+    name: str,
+    net: Any,
+    balance: Balance,
+    steps: int,
+    optim: Optim,
+    budget: Callable[[float], Penalty] | None = None,
+) -> dict[str, Any]:
+    """Train a net in place and measure it: the part of a stage's result that all stages share."""
+    device, config = ctx.device, ctx.config
+    net.to(device, memory_format=torch.channels_last)
+    balance.to(device)
+    batch_at = ctx.source.train(config.batch, zlib.crc32(f"{config.seed} {name}".encode()))
+    run = Run(name, steps, optim, config.log_every, config.checkpoint_every)
+    fitted = fit(
+        net,
+        lambda step: to_device(batch_at(step), device),
+        run,
+        balance,
+        ctx.folder,
+        penalty=budget,
+        resume=ctx.resume,
+        progress=ctx.progress,
+    )
+    metrics = evaluate(net, net.tasks, (to_device(batch, device) for batch in ctx.source.val()))
+    hard = {"hard": net.hard_fractions()} if isinstance(net, InterroGateNet) else {}
+    return {**asdict(fitted), "metrics": metrics, "weights": balance.weights(), **hard}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on the device, images channels-last."""
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+    return moved
+
+
+def _example(config: TrainConfig) -> torch.Tensor:
+    return torch.zeros(1, 3, *config.size)
+
+
+def _gating(config: TrainConfig) -> tuple[Any, ...]:
+    return (config.granule, config.tie, config.budget, config.recipe, config.search_lr)
+
+
+def _key(ctx: Context, name: str, *parts: Any) -> str:
+    c = ctx.config
+    net = (c.backbone, c.width, c.size, c.batch, c.weight_decay, c.seed, c.head_width, c.class_weights)
+    return digest(name, net, ctx.source.fingerprint, *parts)

@@ -1,0 +1,64 @@
+"""Does this bundle still compute what was packaged? Every byte, both precisions, every task; no cache involved."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import golden
+from .build import plain_json
+from .bundle import Bundle
+from .compiler import graph, lint, prune, quantize
+from .engines import onnxruntime as ort
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """members: name -> {"size", "sha256"}, all matched. golden: one dict a task and precision. lint: of the INT8 graph.
+
+    problems: one sentence for each thing that failed; `passed` when there is none.
+    """
+
+    bundle: str
+    seal: str
+    members: dict[str, dict[str, Any]]
+    golden: list[dict[str, Any]]
+    lint: list[dict[str, Any]]
+    problems: list[str]
+    passed: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def verify(path: str | os.PathLike[str], *, threads: int = 1) -> VerifyReport:
+    """Check the bundle at `path`: all bytes, golden frames in float and INT8 per task, and the lint of the INT8 graph.
+
+    Raises BundleError when a byte is wrong; what the network computes wrongly is in the report. The command line turns
+    passed == False into exit code 1.
+    """
+    bundle = Bundle.read(path)
+    pruned = prune.prune(graph.load(bundle.model)).model
+    quantised = quantize.quantize(pruned, bundle.ranges, dialect="ort")
+    results = []
+    for precision, model in (("float", pruned), ("int8", quantised)):
+        session = ort.open(graph.dump(model), threads=threads)
+        results += golden.check(bundle, session.run, precision)
+        session.close()
+    findings = [plain_json(item) for item in lint.lint(quantised, "ort")]
+    problems = [str(result) for result in results if not result.passed]
+    problems += [
+        f"{item['code']} at {item['node']}: {item['message']}" for item in findings if item["severity"] == "error"
+    ]
+    return VerifyReport(
+        bundle=Path(path).name,
+        seal=bundle.seal,
+        members=bundle.manifest["members"],
+        golden=[result.as_json() for result in results],
+        lint=findings,
+        problems=problems,
+        passed=not problems,
+    )
