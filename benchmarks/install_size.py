@@ -24,7 +24,17 @@ def measure(extra: str, folder: Path) -> tuple[float, dict[str, float]]:
     wanted = f"{ROOT}[{extra}]" if extra else str(ROOT)
     subprocess.run([*pip, "wheel", "--quiet", "--wheel-dir", str(wheels), wanted], check=True)
     subprocess.run(
-        [*pip, "install", "--quiet", "--no-compile", "--no-index", "--no-deps", "--target", str(target), *map(str, wheels.iterdir())],
+        [
+            *pip,
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--no-index",
+            "--no-deps",
+            "--target",
+            str(target),
+            *map(str, wheels.iterdir()),
+        ],
         check=True,
     )
     sizes: dict[str, float] = defaultdict(float)

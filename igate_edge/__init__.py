@@ -21,7 +21,7 @@ _HOME = {
     "Edges": "training.tasks",
     "Classification": "training.tasks",
     "MultiLabel": "training.tasks",
-    "build": "build",
+    "build": "builder",
     "Engine": "runtime.engine",
     "Bundle": "bundle",
     "IgateError": "errors",
@@ -29,7 +29,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from .build import build as build
+    from .builder import build as build
     from .bundle import Bundle as Bundle
     from .errors import IgateError as IgateError
     from .gating.budget import HardFraction as HardFraction

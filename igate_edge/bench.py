@@ -1,4 +1,4 @@
-"""Ours against its rivals on this machine: interleaved in one process and judged by paired ratios, never by two runs."""
+"""Ours against its rivals on this machine: interleaved in one process, judged by paired ratios, never by two runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .builder import ranges_for
 from .bundle import Bundle
 from .compiler import calibrate, cost, graph, prune, quantize
 from .engines import onnxruntime as ort
@@ -21,8 +22,10 @@ from .plain import fill
 from .runtime.cache import fingerprint
 from .runtime.preprocess import to_input
 
-#: A ratio whose middle half spreads over more than this share of its median is called meaningless.
-MAX_SPREAD = 0.2
+#: A ratio is called meaningless when its median is not known (95 %) to within this share of it in all,
+MAX_INTERVAL = 0.1
+#: or when the middle half of its rounds spreads over more than this share of it.
+MAX_SPREAD = 0.5
 _WARM_UP = 5
 _RANDOM_FRAMES = 8
 
@@ -31,9 +34,9 @@ _RANDOM_FRAMES = 8
 class BenchRow:
     """One net: times in ms (median and quartiles), MACs and parameters, share of convolution MACs that ran as INT8.
 
-    ratio: median over rounds of this net's time / the plain INT8 net's time in the same round, with its quartiles;
-    spread = (third - first quartile) / median. meaningful is False, and note says why, when the spread is too large
-    to be believed.
+    ratio: median over rounds of this net's time / the plain INT8 net's time in the same round, with the 95 % interval of
+    that median and the rounds' quartiles; spread = (third - first quartile) / median. meaningful is False, and note says
+    why, when the ratio is not to be believed.
     """
 
     name: str
@@ -44,6 +47,7 @@ class BenchRow:
     ms: float
     ms_quartiles: tuple[float, float]
     ratio: float
+    ratio_interval: tuple[float, float]
     ratio_quartiles: tuple[float, float]
     spread: float
     meaningful: bool
@@ -54,7 +58,7 @@ class BenchRow:
 class BenchReport:
     """rows: ours (INT8, float), plain, T separate nets, and for a gated model the dense run-time-gated net.
 
-    separate_over_ours: the paired ratio T separate nets / ours, as {"ratio", "quartiles", "spread", "meaningful"}.
+    separate_over_ours: the paired ratio T separate nets / ours, as `ratio` returns it.
     """
 
     bundle: str
@@ -96,8 +100,7 @@ def bench(path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1) 
     if rounds < 3:
         raise InputError("too few rounds", f"got {rounds}", "use at least 3, better 100")
     bundle = Bundle.read(path)
-    warnings: list[str] = []
-    nets = _nets(bundle, threads)
+    nets, warnings = _nets(bundle, threads)
     image = to_input(bundle.golden["frame"][0], bundle.preprocess)
     try:
         with _pinned(threads) as pinned:
@@ -108,8 +111,9 @@ def bench(path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1) 
     if not pinned:
         warnings.append("the process could not be pinned to a core: expect more spread")
     rows = [_row(name, net, times) for name, net in nets.items()]
-    warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
     pair = ratio(times["separate"], times["ours"])
+    warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
+    warnings += [f"separate / ours: {pair['note']}"] if pair["note"] else []
     return BenchReport(Path(path).name, bundle.seal, rounds, threads, pinned, fingerprint(), rows, pair, warnings)
 
 
@@ -119,7 +123,7 @@ def interleave(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Seconds of every net in every round, float64 [rounds]; the order turns and flips: no net always follows another."""
+    """Seconds of every net in every round, float64 [rounds]; the order turns and flips: no fixed neighbours."""
     names = list(runs)
     for _ in range(_WARM_UP):
         for name in names:
@@ -141,15 +145,36 @@ def ratio(ours: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     >>> ratio(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))["ratio"]
     2.0
     """
-    low, middle, high = (float(value) for value in np.percentile(ours / reference, (25, 50, 75)))
-    spread = (high - low) / middle
-    return {"ratio": middle, "quartiles": (low, high), "spread": spread, "meaningful": spread <= MAX_SPREAD}
+    pairs = np.sort(ours / reference)
+    low, middle, high = (float(value) for value in np.percentile(pairs, (25, 50, 75)))
+    spread, (least, most) = (high - low) / middle, _median_interval(pairs)
+    sure = most - least <= MAX_INTERVAL * middle and spread <= MAX_SPREAD
+    note = (
+        ""
+        if sure
+        else f"the ratio means nothing: median between {least:.2f} and {most:.2f} (95 %), spread {spread:.0%}"
+    )
+    return {
+        "ratio": middle,
+        "interval": (least, most),
+        "quartiles": (low, high),
+        "spread": spread,
+        "meaningful": sure,
+        "note": note,
+    }
+
+
+def _median_interval(ordered: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the median from order statistics: whatever the distribution, ranks n/2 +- 0.98 sqrt(n) hold it."""
+    count = len(ordered)
+    reach = 0.98 * np.sqrt(count)
+    low, high = int(np.floor((count - 1) / 2 - reach)), int(np.ceil((count - 1) / 2 + reach))
+    return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
 
 
 def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
     low, middle, high = (float(value) * 1e3 for value in np.percentile(times[name], (25, 50, 75)))
     pair = ratio(times[name], times["plain"])
-    note = "" if pair["meaningful"] else f"the ratio means nothing: its middle half spreads over {pair['spread']:.0%}"
     return BenchRow(
         name=name,
         label=net.label,
@@ -159,22 +184,24 @@ def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
         ms=middle,
         ms_quartiles=(low, high),
         ratio=pair["ratio"],
+        ratio_interval=pair["interval"],
         ratio_quartiles=pair["quartiles"],
         spread=pair["spread"],
         meaningful=pair["meaningful"],
-        note=note,
+        note=pair["note"],
     )
 
 
-def _nets(bundle: Bundle, threads: int) -> dict[str, _Net]:
+def _nets(bundle: Bundle, threads: int) -> tuple[dict[str, _Net], list[str]]:
     model = graph.load(bundle.model)
     pruned = prune.prune(model).model
+    ranges, notes = ranges_for(bundle, pruned)
     plain = graph.load(fill(bundle.plain))
     frames = _noise(bundle)
     names = [spec.name for spec in bundle.tasks]
     singles = [prune.prune(prune.keep_outputs(plain, [name])).model for name in names]
     nets = {
-        "ours": _net("ours, INT8", [(pruned, quantize.quantize(pruned, bundle.ranges, dialect="ort"))], threads),
+        "ours": _net("ours, INT8", [(pruned, quantize.quantize(pruned, ranges, dialect="ort"))], threads),
         "ours-float": _net("ours, float", [(pruned, None)], threads),
         "plain": _net("plain shared net, INT8", [(plain, _random_int8(plain, frames))], threads),
         "separate": _net(
@@ -183,7 +210,7 @@ def _nets(bundle: Bundle, threads: int) -> dict[str, _Net]:
     }
     if graph.meta(model)["form"] == "gated":
         nets["dense"] = _net("run-time-gated net, INT8", [(model, _random_int8(model, frames))], threads)
-    return nets
+    return nets, notes
 
 
 def _net(label: str, parts: list[tuple[Any, Any]], threads: int) -> _Net:

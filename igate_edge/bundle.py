@@ -28,6 +28,8 @@ FORMAT = "igate_edge bundle"
 SCHEMA = 1
 #: manifest.json stays first in every schema, so that an old reader can say "newer" instead of "broken".
 MEMBERS = ("manifest.json", "model.onnx", "ranges.safetensors", "plain.onnx", "golden.safetensors")
+#: What model.onnx may be (design section 5).
+FORMS = ("gated", "merged", "filled", "plain")
 MIN_GOLDEN = 4
 MAX_BYTES = 2**31 - 1
 MAX_MANIFEST_BYTES = 1 << 20
@@ -306,8 +308,11 @@ def _problem(bundle: Bundle) -> str:
         tasks, size = bundle.tasks, bundle.preprocess
         tolerances = bundle.manifest["tolerances"]
         limits = [float(tolerances[spec.name]["limit"]) for spec in tasks]
+        known = bundle.manifest["form"] in FORMS and isinstance(bundle.manifest["calibration"]["method"], str)
     except (IgateError, KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"tasks, preprocess and tolerances are incomplete ({type(error).__name__}: {error})"
+        return f"tasks, preprocess, form, calibration or tolerances are incomplete ({type(error).__name__}: {error})"
+    if not known:
+        return "the form or the calibration is not known"
     if not tasks or len({spec.name for spec in tasks}) != len(tasks):
         return "tasks are absent or named twice"
     if not all(0 < limit < float("inf") for limit in limits):

@@ -1,4 +1,4 @@
-"""The command line `igate`: parses, calls, prints. Exit codes: 0 done, 1 check failed, 2 wrong use, 3 cannot be done."""
+"""The command line `igate`: parses, calls, prints. Exit codes: see cli_console."""
 
 from __future__ import annotations
 
@@ -119,11 +119,12 @@ def report(
     path: BundleArg,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/report.html"),
     measure: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure times for the cost table.")] = True,
+    cache: CacheDir = None,
 ) -> Answer:
     """Write one self-contained HTML file: sharing map, cost, accuracy, predictions, fallbacks, provenance."""
     from .reports.report import make_report
 
-    written = make_report(path, out, measure=measure, say=say)
+    written = make_report(path, out, measure=measure, cache=cache, say=say)
     return Answer(
         {"report": str(written.path), "headline": written.headline}, [written.headline, f"report: {written.path}"]
     )
@@ -144,20 +145,23 @@ def demo(
 @app.command()
 @command
 def train(
-    data: Annotated[str, typer.Option(help="A data folder, or the word tabletop to generate one.")] = "tabletop",
+    data: Annotated[str | None, typer.Option(help="A data folder, or the word tabletop to generate one.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the training run.")] = Path("runs/train"),
     task: Annotated[list[str] | None, typer.Option(help="A task of data.json; repeat for more. Default: all.")] = None,
-    backbone: Annotated[str, typer.Option(help="resnet18, resnet34, resnet50, mobilenet_v2, ...")] = "resnet18",
-    width: Annotated[int, typer.Option(min=4, help="Channels of the first stage.")] = 32,
-    budget: Annotated[float, typer.Option(help="Share of channels a task may own, 0 to 1.")] = 0.25,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps in all stages together.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Seed of weights, data order and generated frames.")] = 0,
+    backbone: Annotated[str | None, typer.Option(help="Default resnet18; a wrong name lists all.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage. Default 32.")] = None,
+    size: Annotated[str | None, typer.Option(help="Input as WIDTHxHEIGHT. Default 128x96.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Share of channels a task may own. Default 0.25.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of all stages together.")] = None,
+    frames: Annotated[int | None, typer.Option(min=8, help="Frames to generate. Default 4000.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data order. Default 0.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
 ) -> Answer:
     """Train a gated multi-task network on a data folder and leave a run that `igate export` turns into a bundle."""
     from .cli_train import TrainArgs, train_run
 
-    return train_run(TrainArgs(data, out, tuple(task or ()), backbone, width, budget, steps, seed, resume))
+    options = TrainArgs(data, out, tuple(task or ()), backbone, width, size, budget, steps, seed, frames, resume)
+    return train_run(options)
 
 
 @app.command()
@@ -165,11 +169,13 @@ def train(
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A folder `igate train` wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("model.igate"),
+    data: Annotated[Path | None, typer.Option(help="Data folder. Default: the one of the run.")] = None,
+    half_weights: Annotated[bool, typer.Option("--half-weights", help="Store weights in 16 bits.")] = False,
 ) -> Answer:
-    """Turn a training run into a bundle."""
-    from .cli_train import export_run
+    """Turn a training run into a bundle, with golden frames and its accuracy in float and INT8."""
+    from .cli_export import export_run
 
-    return export_run(run_dir, out)
+    return export_run(run_dir, out, data, half_weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -185,7 +185,7 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), *extra], return_annotation=None
     )
     wrapped.__annotations__ = {p.name: p.annotation for p in wrapped.__signature__.parameters.values()}  # type: ignore[attr-defined]
-    del wrapped.__wrapped__  # type: ignore[attr-defined]
+    del wrapped.__wrapped__
     return wrapped
 
 
@@ -194,7 +194,11 @@ def _print_answer(answer: Answer, json_out: bool) -> None:
         print_json(answer.document)
         return
     console = Console(highlight=False)
-    for item in answer.shown:
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)  # a file or a pipe has no width of its own
+    for before, item in zip(["", *answer.shown], answer.shown, strict=False):
+        if before == item == "":
+            continue
         if isinstance(item, str):
             console.print(item, markup=False, soft_wrap=True)
         else:

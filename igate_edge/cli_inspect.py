@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .cli_console import Answer
 from .errors import InputError
 from .files import os_errors
+from .reports.grids import cost_grid, stage_grid
 from .reports.sharing import layers, stage_fractions
-from .reports.tables import Grid, count, number, percent, size_of, times
+from .reports.tables import Grid, flat, number, size_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,7 +77,7 @@ def costs(model: ir.Model, names: list[str]) -> dict[str, dict[str, Any]]:
 
     pruned = prune.prune(model).model
     plain = prune.prune(prune.close_all(model)).model if graph.meta(model).get("form") == "gated" else model
-    single = [count_cost(prune.prune(prune.keep_outputs(plain, [name])).model) for name in names]
+    single = [count_cost(prune.keep_outputs(plain, [name])) for name in names]
     ours, shared = count_cost(pruned), count_cost(plain)
     return {
         "ours": {"macs": ours.macs, "params": ours.params, "unknown": list(ours.unknown)},
@@ -114,35 +115,6 @@ def _network(
     }
 
 
-def cost_grid(cost: dict[str, dict[str, Any]], tasks: int) -> Grid:
-    """Ours, the plain shared net and T separate nets: MACs and parameters, with ratios to the plain net."""
-    plain = cost["plain"]["macs"] or 1
-    titles = {"ours": "this network, pruned", "plain": "plain shared net", "separate": f"{tasks} separate nets"}
-    rows = [
-        (title, count(cost[key]["macs"]), times(cost[key]["macs"] / plain), count(cost[key]["params"]))
-        for key, title in titles.items()
-    ]
-    unknown = sorted({name for entry in cost.values() for name in entry["unknown"]})
-    note = f"not counted: {', '.join(unknown)}" if unknown else ""
-    return Grid("Cost per frame", ("net", "MACs", "to plain", "parameters"), rows, note=note, strong=frozenset({0}))
-
-
-def stage_grid(document: dict[str, Any]) -> Grid:
-    """Share of channels that each task owns, by stage."""
-    names = [task["name"] for task in document["tasks"]]
-    rows = [
-        (stage["stage"], f"{stage['channels']:,}", *(percent(stage["own"][name]) for name in names))
-        for stage in document["stages"]
-    ]
-    rows.append(("all", f"{sum(s['channels'] for s in document['stages']):,}", *_shares(document, names)))
-    title = "Channels a task owns (the rest is shared)"
-    return Grid(title, ("stage", "channels", *names), rows, strong=frozenset({len(rows) - 1}))
-
-
-def _shares(document: dict[str, Any], names: list[str]) -> list[str]:
-    return [percent(document["hard_fraction"][name]) for name in names]
-
-
 def _shown(document: dict[str, Any]) -> list[Any]:
     size = document["preprocess"]
     words = [f"{document['form']} network", size_of(document["bytes"]), f"input {size['width']}x{size['height']} RGB"]
@@ -150,13 +122,15 @@ def _shown(document: dict[str, Any]) -> list[Any]:
     rows = [(t["name"], t["kind"], t["channels"], t["units"] or "-", _classes(t)) for t in document["tasks"]]
     shown: list[Any] = [head, "", Grid("Tasks", ("task", "kind", "channels", "units", "classes"), rows, 5)]
     if document["stages"]:
-        shown += ["", stage_grid(document)]
+        names = [task["name"] for task in document["tasks"]]
+        stages = [(s["stage"], s["channels"], list(s["own"].values())) for s in document["stages"]]
+        shown += ["", stage_grid(stages, names, "Channels a task owns (the rest is shared)")]
     shown += ["", cost_grid(document["cost"], len(document["tasks"]))]
     facts = [
         ("preprocessing", f"(rgb / 255 - mean) / std, mean {_triple(size['mean'])}, std {_triple(size['std'])}"),
-        *((key.replace("_", " "), _flat(document.get(key))) for key in ("created_by", "calibration", "budget", "seal")),
+        *((key.replace("_", " "), flat(document.get(key))) for key in ("created_by", "calibration", "budget", "seal")),
         ("golden frames", str(document.get("golden_frames", ""))),
-        *((key, _flat(value)) for key, value in (document.get("training") or {}).items()),
+        *((key, flat(value)) for key, value in (document.get("training") or {}).items()),
     ]
     facts = [(key, value) for key, value in facts if value]
     return [*shown, "", Grid("Provenance", ("", ""), facts, 2)]
@@ -169,14 +143,3 @@ def _classes(task: dict[str, Any]) -> str:
 
 def _triple(values: Any) -> str:
     return " ".join(number(v) for v in values)
-
-
-def _flat(value: Any) -> str:
-    """A manifest value on one line."""
-    if value is None:
-        return ""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_flat(item) for item in value)
-    return number(value) if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """Golden frames: real frames with the outputs that the network gave when it was packaged.
 
-Whoever runs the network asks here whether it still gives them, in the terms of each task: INT8 runtimes never agree bit by bit.
+Whoever runs the network asks here whether it still gives them, in the terms of each task: INT8 runtimes never agree bit
+by bit.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class GoldenResult:
 def run_frames(
     run: Callable[[np.ndarray], Mapping[str, np.ndarray]], frames: np.ndarray, preprocess: Preprocess
 ) -> dict[str, np.ndarray]:
-    """Run uint8 frames [N,h,w,3] one by one (`run`: float32 [1,3,h,w] -> raw outputs); returns name -> float32 [N,...]."""
+    """Run uint8 frames [N,h,w,3] one by one (`run`: float32 [1,3,h,w] -> raw outputs); gives float32 [N,...]."""
     rows = [run(to_input(frame, preprocess)) for frame in frames]
     return {name: np.concatenate([np.asarray(row[name], np.float32) for row in rows]) for name in rows[0]}
 
@@ -110,7 +111,7 @@ def check(
     precision: str,
     tasks: Sequence[str] | None = None,
 ) -> list[GoldenResult]:
-    """Run the golden frames and compare with the bundle's stored outputs of `precision` ("float" or "int8"), per task."""
+    """Run the golden frames and compare with the stored outputs of `precision` ("float" or "int8"), per task."""
     outputs = run_frames(run, bundle.golden["frame"], bundle.preprocess)
     size = bundle.preprocess.height, bundle.preprocess.width
     results = []

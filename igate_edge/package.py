@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .bundle import MIN_GOLDEN, Bundle, write_bundle
+from .bundle import MIN_GOLDEN, Bundle, canonical_json, write_bundle
 from .compiler import calibrate, graph, prune, quantize
 from .contract import OutputSpec, Preprocess
 from .engines import onnxruntime as ort
 from .errors import DataError
 from .golden import run_frames, tolerances
 from .plain import weightless
-from .runtime.preprocess import check_frame, to_input, to_network_size
+from .runtime.preprocess import to_input, to_network_size
 
 
 def package(
@@ -43,8 +42,8 @@ def package(
     frames = golden_frames(golden, preprocess)
     kept = _labels(labels or {}, specs, len(frames))
     pruned = prune.prune(model).model
-    inputs, record = calibration_inputs(calibration, preprocess)
-    ranges = calibrate.calibrate(pruned, inputs, method=method)
+    seen = calibrate.observe(pruned, (to_input(frame, preprocess) for frame in calibration), method)
+    ranges = seen.ranges
     floats = _answers(graph.dump(pruned), frames, preprocess)
     # The reference is run without fusions: fused integer kernels round differently from one processor to the next.
     int8s = _answers(graph.dump(quantize.quantize(pruned, ranges, dialect="ort")), frames, preprocess)
@@ -58,7 +57,12 @@ def package(
         "budget": budget,
         "training": provenance,
         "results": results,
-        "calibration": {**record(), "method": method},
+        "calibration": {
+            "count": seen.frames,
+            "sha256": seen.sha256,
+            "method": seen.method,
+            "warnings": list(seen.warnings),
+        },
         "tolerances": tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)),
     }
     arrays = {"frame": frames, **{f"label/{name}": array for name, array in kept.items()}}
@@ -79,25 +83,13 @@ def golden_frames(frames: Sequence[np.ndarray], preprocess: Preprocess) -> np.nd
     return stack
 
 
-def calibration_inputs(frames: Iterable[np.ndarray], preprocess: Preprocess) -> tuple[Iterable[np.ndarray], Any]:
-    """Preprocess frames as they are taken; the second value, called afterwards, gives their {"count", "sha256"}."""
-    digest, count = hashlib.sha256(), 0
-
-    def inputs() -> Iterable[np.ndarray]:
-        nonlocal count
-        for frame in frames:
-            digest.update(repr(check_frame(frame).shape).encode() + np.ascontiguousarray(frame).tobytes())
-            count += 1
-            yield to_input(frame, preprocess)
-
-    return inputs(), lambda: {"count": count, "sha256": digest.hexdigest()}
-
-
 def plain_net(onnx_bytes: bytes) -> bytes:
     """The plain shared net of a model, without weights: all gates closed, then pruned."""
     model = graph.load(onnx_bytes)
     if graph.meta(model)["form"] == "gated":
         model = prune.prune(prune.close_all(model)).model
+    about = {name: value for name, value in graph.meta(model).items() if name != "sites"}
+    model.metadata_props[graph.KEY] = canonical_json({**about, "form": "plain"}).decode()
     return weightless(graph.dump(model))
 
 

@@ -1,6 +1,6 @@
 """The weightless net: a graph whose weights are inputs with a shape.
 
-Its time on a device does not depend on the numbers, so the plain shared net and T separate nets can be timed from some kB.
+Its time on a device does not depend on the numbers, so the plain net and T separate nets can be timed from some kB.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def weightless(model: bytes) -> bytes:
             kept.append(tensor)
     del graph.initializer[:]
     graph.initializer.extend(kept)
+    del graph.value_info[:]
     for node in graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import golden
-from .build import plain_json
+from .builder import plain_json, ranges_for
 from .bundle import Bundle
 from .compiler import graph, lint, prune, quantize
 from .engines import onnxruntime as ort
@@ -27,6 +27,7 @@ class VerifyReport:
     members: dict[str, dict[str, Any]]
     golden: list[dict[str, Any]]
     lint: list[dict[str, Any]]
+    warnings: list[str]
     problems: list[str]
     passed: bool
 
@@ -42,7 +43,8 @@ def verify(path: str | os.PathLike[str], *, threads: int = 1) -> VerifyReport:
     """
     bundle = Bundle.read(path)
     pruned = prune.prune(graph.load(bundle.model)).model
-    quantised = quantize.quantize(pruned, bundle.ranges, dialect="ort")
+    ranges, warnings = ranges_for(bundle, pruned)
+    quantised = quantize.quantize(pruned, ranges, dialect="ort")
     results = []
     for precision, model in (("float", pruned), ("int8", quantised)):
         session = ort.open(graph.dump(model), threads=threads)
@@ -59,6 +61,7 @@ def verify(path: str | os.PathLike[str], *, threads: int = 1) -> VerifyReport:
         members=bundle.manifest["members"],
         golden=[result.as_json() for result in results],
         lint=findings,
+        warnings=warnings,
         problems=problems,
         passed=not problems,
     )

@@ -5,12 +5,12 @@ With g_t = [alpha_t >= 0] per channel and w = softmax over tasks of beta per cha
     phi'_t = phi_t where g_t else psi            (a true select: never g * phi + (1 - g) * psi)
     psi'   = sum_t w_t * phi'_t                  (exactly psi where no task's gate is open)
 
-Backward, with total_t = d(phi'_t) + w_t * d(psi'): d(phi_t) = total_t where g_t else 0; d(psi) = sum of the other total_t;
-d(alpha_t) = sigmoid'(alpha_t) * sum over positions of total_t * (phi_t - psi), the straight-through estimate;
+Backward, with total_t = d(phi'_t) + w_t * d(psi'): d(phi_t) = total_t where g_t else 0; d(psi) = sum of the other
+total_t; d(alpha_t) = sigmoid'(alpha_t) * sum over positions of total_t * (phi_t - psi), the straight-through estimate;
 dw_t = sum of d(psi') * phi'_t and d(beta) = w * (dw - sum_t w_t dw_t).
 
-NaN rule: what is not selected does not exist. It reaches neither the outputs nor the gradients of psi, phi and beta. The
-gradient of alpha compares both maps by nature; positions where their difference is not finite count as 0 there.
+NaN rule: what is not selected does not exist. It reaches neither the outputs nor the gradients of psi, phi and beta.
+The gradient of alpha compares both maps by nature; positions where their difference is not finite count as 0 there.
 """
 
 from __future__ import annotations

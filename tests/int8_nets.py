@@ -121,7 +121,8 @@ def gated(width: int = 8, size: int = 16) -> tuple[ir.Model, Net]:
         wide = [net.conv(x, width) for x in (psi, *phis)]
         masks = net.rng.random((3, 1, width, 1, 1)) < 0.5
         outs = [
-            net.add_node("Where", [net.const(mask), phi, wide[0]], width) for mask, phi in zip(masks, wide[1:], strict=True)
+            net.add_node("Where", [net.const(mask), phi, wide[0]], width)
+            for mask, phi in zip(masks, wide[1:], strict=True)
         ]
         weights = net.rng.dirichlet(np.ones(3), width).T.reshape(3, 1, width, 1, 1).astype(np.float32)
         parts = [net.add_node("Mul", [out, net.const(w)], width) for out, w in zip(outs, weights, strict=True)]
@@ -149,7 +150,7 @@ def run(model: ir.Model, image: np.ndarray, optimise: bool = True, names=None) -
 
 
 def stored(model: ir.Model, image: np.ndarray, optimise: bool = True) -> dict[str, np.ndarray]:
-    """Signed steps (int64, zero point taken off) of every stored tensor `v_q`, by `v`; all zero points of the forms are scalar."""
+    """Signed steps (int64, zero point taken off) of every stored tensor `v_q`, by `v`."""
     zeros = {}
     for node in model.graph:
         if node.op_type in ("DequantizeLinear", "ConvInteger") and node.inputs[0].const_value is None:
@@ -160,7 +161,7 @@ def stored(model: ir.Model, image: np.ndarray, optimise: bool = True) -> dict[st
 
 
 def layer_steps(trt: ir.Model, steps: dict[str, np.ndarray], image: np.ndarray) -> dict[str, np.ndarray]:
-    """Each stored tensor of the trt form, computed in float from `steps` alone: layer by layer, errors do not add up."""
+    """Each stored tensor of the trt form, computed in float from `steps` alone, so that errors do not add up."""
     found = {}
     for node in trt.graph:
         if node.op_type != "QuantizeLinear":
@@ -208,3 +209,33 @@ def _between(model: ir.Model, out: ir.Value, steps, image):
     graph = helper.make_graph(protos, "part", inputs, [onnx.ValueInfoProto(name=out.name)], inits)
     opsets = [helper.make_opsetid(key, version) for key, version in model.graph.opset_imports.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=9), feeds
+
+
+def mobile(width: int = 8, size: int = 16) -> tuple[ir.Model, Net]:
+    """Inverted residuals: ReLU6, depthwise convolutions, linear bottlenecks (signed tensors)."""
+    net = Net(size=size)
+    x = net.conv("image", width, stride=2, act="Relu6")
+    x = net.conv(net.conv(x, width, group=width, act="Relu6"), width, k=1, act=None)
+    for _ in range(2):
+        wide = net.conv(x, 4 * width, k=1, act="Relu6")
+        deep = net.conv(wide, 4 * width, group=4 * width, act="Relu6")
+        x = net.add(x, net.conv(deep, width, k=1, act=None), act=None)
+    return net.model(net.conv(x, 3, k=1, act=None, name="semseg"), net.classify(net.conv(x, 16, k=1), 5)), net
+
+
+def assorted(size: int = 16) -> tuple[ir.Model, Net]:
+    """One of everything: slices, a channel Gather, a mix, poolings, both Resizes, Sigmoid, uneven pads, groups."""
+    net = Net(size=size)
+    x = net.conv("image", 16, pads=[0, 0, 1, 1], stride=2)
+    low, high = net.slice(x, 0, 6), net.slice(x, 6, 16)
+    mix = net.conv(net.concat(low, low), 6, k=1, act=None, name="site.mix", bias=np.zeros(6))
+    picked = net.add_node("Gather", [high, net.const(np.array([3, 0, 9, 1], np.int64))], 4, axis=1)
+    y = net.conv(net.concat(mix, picked, high), 20, group=4)
+    gate = net.add_node("Sigmoid", [net.conv(y, 20, k=1, act=None)], 20)
+    y = net.add_node("Mul", [y, gate], 20)
+    y = net.conv(net.pool(y, "AveragePool"), 12)
+    up = net.concat(net.resize(y, mode="nearest"), net.resize(net.pool(y, k=1, stride=1)))
+    return net.model(net.conv(net.conv(up, 8), 2, act=None, name="edges"), net.classify(y, 3)), net
+
+
+NETS = {"resnet": resnet, "gated": gated, "mobile": mobile, "assorted": assorted}

@@ -33,6 +33,8 @@ def content(frames: int = 4) -> dict:
     manifest = {
         "tasks": [spec.as_json() for spec in TASKS],
         "preprocess": Preprocess(8, 8).as_json(),
+        "form": "plain",
+        "calibration": {"count": 8, "method": "minmax", "sha256": "0" * 64},
         "tolerances": {spec.name: {"limit": 0.02} for spec in TASKS},
     }
     ranges = {"image": (-1.0, 1.0), "x/y:0": (0.0, 1 / 3)}
@@ -284,6 +286,8 @@ def test_a_manifest_that_is_not_canonical_is_refused(tmp_path: Path, good: bytes
         ({"preprocess": Preprocess(2**40, 8).as_json()}, "not usable"),
         ({"preprocess": Preprocess(8, 8, std=(1.0, 0.0, 1.0)).as_json()}, "not usable"),
         ({"tolerances": {}}, "incomplete"),
+        ({"calibration": None}, "incomplete"),
+        ({"form": "molten"}, "form or the calibration is not known"),
         ({"tolerances": {"seg": {"limit": 0.1}, "tag": {"limit": -1}}}, "not a positive number"),
     ],
 )

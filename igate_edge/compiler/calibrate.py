@@ -1,4 +1,4 @@
-"""Activation ranges from real frames, measured by running the float model with every intermediate tensor as an output."""
+"""Activation ranges from real frames: the float model runs with every intermediate tensor as an output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PERCENTILE = 99.99
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranges by tensor name (joined by site), the number and SHA-256 of the frames they come from, and what looked wrong."""
+    """Ranges by tensor name (joined by site), number and SHA-256 of the frames, and what looked wrong."""
 
     ranges: dict[str, Range]
     frames: int
@@ -34,16 +34,16 @@ class Calibration:
 
 
 def calibrate(model: ir.Model, frames: Iterable[np.ndarray], method: str = "minmax") -> dict[str, Range]:
-    """(low, high) of every float tensor of a static float model; see `observe`, which also returns warnings and the frames' digest."""
+    """(low, high) of every float tensor of a static model; see `observe`, which also returns warnings and a digest."""
     return observe(model, frames, method).ranges
 
 
 def observe(model: ir.Model, frames: Iterable[np.ndarray], method: str = "minmax") -> Calibration:
     """Run `frames` (float32, the input's shape, preprocessed) through `model` and collect joined activation ranges.
 
-    Methods: "minmax" (default), "percentile" (99.99 % of absolute values) and "mse" (the clip with the least squared error on a 127-step
-    grid); the last two run the frames twice. Raises DataError (no frame, wrong shape or dtype, not finite, not preprocessed as the
-    model's metadata says), InputError (unknown method), GraphError (a tensor of the model overflows).
+    Methods: "minmax" (default), "percentile" (99.99 % of absolute values) and "mse" (the clip with the least squared
+    error on a 127-step grid); the last two run the frames twice. Raises DataError (no frame, wrong shape or dtype, not
+    finite, not preprocessed as the model's metadata says), InputError (unknown method), GraphError (model overflows).
     Warns about fewer than 8 frames, a constant frame, and frames that are all the same.
     """
     if method not in METHODS:
@@ -78,14 +78,18 @@ def _checked(model: ir.Model, frames: Iterable[np.ndarray]) -> tuple[list[np.nda
         if not np.isfinite(frame).all():
             bad = int((~np.isfinite(frame)).sum())
             raise DataError(
-                f"calibration frame {index} is not finite", f"{bad} NaN or infinite values", "remove or repair this frame"
+                f"calibration frame {index} is not finite",
+                f"{bad} NaN or infinite values",
+                "remove or repair this frame",
             )
         if allowed is not None:
             _check_range(index, frame, allowed)
         constants += bool(frame.min() == frame.max() or (np.ptp(frame, axis=(-2, -1)) == 0).all())
         kept.append(frame)
     if not kept:
-        raise DataError("no calibration frames", "0 frames given", f"give at least {ENOUGH} frames of the robot's camera")
+        raise DataError(
+            "no calibration frames", "0 frames given", f"give at least {ENOUGH} frames of the robot's camera"
+        )
     return kept, _warnings(kept, constants)
 
 
@@ -101,7 +105,7 @@ def _warnings(frames: list[np.ndarray], constants: int) -> list[str]:
 
 
 def _allowed(model: ir.Model) -> tuple[np.ndarray, np.ndarray] | None:
-    """Smallest and largest value of each input channel under the preprocessing in the model's metadata, if there is one."""
+    """Smallest and largest possible value of each input channel by the preprocessing in the model's metadata."""
     try:
         data = json.loads(model.metadata_props.get("igate", "{}")).get("preprocess")
     except ValueError:
@@ -185,7 +189,7 @@ def _clip(limits: Mapping[str, Range], counts: Mapping[str, np.ndarray], method:
 
 
 def _percentile_share(counts: np.ndarray) -> float:
-    """Share of the peak below which `PERCENTILE` % of the values that are not in the first bin lie; exact zeros of a Relu say nothing."""
+    """Share of the peak that holds `PERCENTILE` % of the values outside the first bin: zeros of a Relu say nothing."""
     rest = counts.copy()
     rest[0] = 0
     total = rest.sum()
@@ -206,6 +210,6 @@ def _mse_share(counts: np.ndarray) -> float:
     for share in shares:
         step = share / 127.0
         clipped = centers > share
-        # Inside the grid the error is that of rounding, step^2 / 12 on average; outside it is the distance to the bound.
+        # Inside the grid the error is that of rounding, step^2 / 12 on average; outside, the distance to it.
         errors.append(float((weights * np.where(clipped, (centers - share) ** 2, step * step / 12.0)).sum()))
     return float(shares[int(np.argmin(errors))])

@@ -1,7 +1,7 @@
 """Structure for INT8: which tensors share one scale, which are never negative, and which carry INT8 at all.
 
-Works on any static float ONNX graph; an operator it does not know stays in float between a dequantised input and, where a convolution
-reads its result, a quantised output.
+Works on any static float ONNX graph; an operator it does not know stays in float between a dequantised input and,
+where a convolution reads its result, a quantised output.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import GraphError
+
 Range = tuple[float, float]
 
 #: Operators that only move values (or pick the larger one): their inputs and outputs share one scale.
 MOVES = frozenset(
-    "Concat Slice Gather MaxPool Reshape Flatten Squeeze Unsqueeze Transpose Identity Where Pad Split "
-    "DepthToSpace SpaceToDepth Expand".split()
+    {"Concat", "Slice", "Gather", "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"}
+    | {"Where", "Pad", "Split", "DepthToSpace", "SpaceToDepth", "Expand"}
 )
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"})
 NONNEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
@@ -26,10 +28,15 @@ RATIO = 16.0
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """A private copy of `model` whose values carry dtypes and shapes; the argument is not altered."""
+    """A private copy of `model` with dtypes and shapes; raises GraphError where nodes contradict each other."""
     import onnx
 
-    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+    try:
+        return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(
+            "the graph contradicts itself", " ".join(str(error).split())[:300], "export it again"
+        ) from error
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -111,7 +118,7 @@ def bounds(node: ir.Node) -> tuple[float, float] | None:
 
 
 def folded(node: ir.Node) -> ir.Node | None:
-    """The Relu or Clip(0, ..) that alone reads this Conv, Gemm or Add, so that its result is the first one to be stored."""
+    """The Relu or Clip(0, ..) that alone reads this Conv, Gemm or Add: its result is the first one to be stored."""
     if node.op_type not in ("Conv", "Gemm", "Add"):
         return None
     uses = list(node.outputs[0].uses())
@@ -130,9 +137,10 @@ def site(node: ir.Node) -> ir.Value:
 def join(model: ir.Model, ranges: Mapping[str, Range] | None = None) -> dict[str, str]:
     """Activation name -> representative of the group it shares one scale with.
 
-    Groups: inputs and outputs of operators that only move values (Concat, Slice, Gather, MaxPool, Reshape, Where, nearest Resize, zero
-    Pad) and of `.mix` convolutions, whose output is a convex combination of a site's maps. With `ranges`, a Concat input that is
-    read elsewhere too and is `RATIO` times smaller than the largest one keeps a scale of its own (cases Q8).
+    Groups: inputs and outputs of operators that only move values (Concat, Slice, Gather, MaxPool, Reshape, Where,
+    nearest Resize, zero Pad) and of `.mix` convolutions, whose output is a convex combination of a site's maps. With
+    `ranges`, a Concat input that is read elsewhere too and is `RATIO` times smaller than the largest one keeps a scale
+    of its own (cases Q8).
     """
     parent: dict[str, str] = {}
 
@@ -206,7 +214,7 @@ def nonnegative(model: ir.Model) -> set[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to quantise: names of the tensors stored as INT8 and of the Adds that run in INT8, and the convolutions with float results."""
+    """What to quantise: names of tensors stored as INT8, of Adds in INT8, of convolutions with float results."""
 
     quantised: frozenset[str]
     sums: frozenset[str]
@@ -214,11 +222,11 @@ class Plan:
 
 
 def plan(model: ir.Model, dialect: str) -> Plan:
-    """Decide by liveness: a tensor is INT8 when a Conv or Gemm reads it, directly or through moves, averages and INT8 adds.
+    """By liveness: a tensor is INT8 when a Conv or Gemm reads it, directly or through moves, averages, INT8 adds.
 
-    `ort` also stores every convolution's own result (else ONNX Runtime runs it in float), except where only network outputs follow:
-    there the convolution's INT32 result is scaled to float. `trt` stores no result that goes straight into an Add or through a move,
-    so that TensorRT can fuse Conv + Add and quantise once after a Concat.
+    `ort` also stores every convolution's own result (else ONNX Runtime runs it in float), except where only network
+    outputs follow: there the convolution's INT32 result is scaled to float. `trt` stores no result that goes straight
+    into an Add or through a move, so that TensorRT can fuse Conv + Add and quantise once after a Concat.
     """
     nodes = list(model.graph)
     sums = _int8_sums(nodes)

@@ -118,8 +118,16 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 
 def signature(node: ir.Node) -> tuple[Any, ...]:
     """Operator and attributes: nodes with one signature compute the same function."""
-    attributes = sorted((key, ir.to_proto(item).SerializeToString()) for key, item in node.attributes.items())
-    return (node.domain, node.op_type, *attributes)
+    return (node.domain, node.op_type, *sorted((key, _frozen(item)) for key, item in node.attributes.items()))
+
+
+def _frozen(item: ir.Attr) -> Any:
+    plain = (str, int, float)
+    if isinstance(item.value, plain):
+        return repr(item.value)
+    if isinstance(item.value, (tuple, list)) and all(isinstance(part, plain) for part in item.value):
+        return repr(tuple(item.value))
+    return repr(ir.to_proto(item).SerializeToString())
 
 
 def dims_or_none(value: ir.Value) -> tuple[int, ...]:
@@ -238,8 +246,7 @@ def _constant_slot(node: ir.Node, index: int, name: str, array: np.ndarray, shap
 
 def _keeps_channels(node: ir.Node, shape: tuple[int, ...]) -> bool:
     """Whether a SPATIAL operator leaves axes 0 and 1 alone in this use."""
-    first = node.inputs[0]
-    assert first is not None
+    first = next(value for value in node.inputs if value is not None and constant(value) is None)
     have, op = dims_or_none(first), node.op_type
     if op in ELEMENTWISE:
         return True

@@ -1,16 +1,20 @@
 """Scales -> explicit Q/DQ, in the dialect of TensorRT or of ONNX Runtime's CPU kernels; one set of ranges serves both.
 
-Both dialects: symmetric, activations per tensor on a grid of 127 steps, weights per output channel in [-127, 127], float bias.
-`trt`: INT8 with zero point 0 everywhere; Conv -> Relu -> Q unbroken; the skip operand of an Add alone carries Q/DQ; one Q after a Concat.
+Both dialects: symmetric, activations per tensor on a grid of 127 steps, weights per output channel in [-127, 127],
+float bias (ONNX Runtime forms QLinearConv with it all the same).
+`trt`: INT8 with zero point 0 everywhere; Conv -> Relu -> Q unbroken; of an Add the skip operand alone carries Q/DQ; one
+Q after a Concat. Evaluate it without fusions: ONNX Runtime's INT8 x INT8 convolution saturates on AVX2.
 `ort`: UINT8, since ONNX Runtime 1.32 runs Conv -> Relu -> Q(int8) in float. Values are those of `trt`:
-  - never negative: zero point 0, then Clip(0, 127) on UINT8. Relu and Clip(0, 6) become those two bounds.
-    The full 0..255 grid is no alternative: on AVX2 without VNNI, pairs u8 * s8 saturate in INT16 (measured: 63 steps off; 0..127 is exact).
-  - signed: zero point 128, and UINT8 weights with zero point 128 in the Conv that reads it: exact, 1.4x the time of INT8 weights, still
-    1.3x faster than float; INT8 weights there are 246 steps off. A depthwise Conv is exact with INT8 weights and keeps them.
-  - Concat, Slice, Gather, MaxPool, Reshape, Where, nearest Resize work on the stored bytes, without Q/DQ.
-  - a last Conv (only outputs follow) is ConvInteger scaled to float: as fast as QLinearConv at 1x1, and no 8-bit grid on the answer.
-Float in both: linear Resize, ReduceMean, activations other than Relu and Clip(0, ..), products; measured, they cost less than their INT8 forms
-or have none in ONNX Runtime.
+  - never negative: zero point 0, then Clip(0, 127) on UINT8; Relu and Clip(0, 6) become those two bounds. The Clip
+    costs 3 % of a ResNet-18. Bytes up to 255 are no alternative: on AVX2 without VNNI pairs of products u8 * s8
+    saturate in INT16 (measured: 63 steps off; up to 127 exact).
+  - signed: zero point 128, and UINT8 weights of zero point 128 in the Conv that reads it: exact, 1.4x the time of INT8
+    weights, 1.3x faster than float. INT8 weights are 246 steps off there, except in a depthwise Conv, which is exact.
+  - Concat, Slice, Gather, MaxPool, Reshape, Where, Pad, nearest Resize work on the stored bytes, without Q/DQ.
+  - Add becomes QLinearAdd, GlobalAveragePool and AveragePool their QLinear forms.
+  - a last Conv (only outputs follow) is a ConvInteger scaled to float: at 1x1 as fast as QLinearConv, at 3x3 as fast as
+    float, and the answer is not put on an 8-bit grid.
+In float in both: linear Resize, ReduceMean, activations other than Relu and Clip(0, ..), products; a last Gemm.
 """
 
 from __future__ import annotations
@@ -32,9 +36,9 @@ BIAS_LIMIT = float(2**28)
 def quantize(model: ir.Model, ranges: Mapping[str, Range], dialect: str = "ort") -> ir.Model:
     """The INT8 form of a static float model, as a new model; inputs, outputs, metadata and opset stay.
 
-    `ranges`: calibrated (low, high) of every float tensor, from `calibrate`. `dialect`: "ort" or "trt". The stored tensor of activation `v`
-    is named `v_q`, its float value `v_dq`. Raises GraphError (a tensor without a range, opset outside 17-19 for `trt`), DataError (a
-    range that is not finite or reversed) and InputError (unknown dialect).
+    `ranges`: calibrated (low, high) of every float tensor, from `calibrate`. `dialect`: "ort" or "trt". The
+    stored tensor of activation `v` is named `v_q`, its float value `v_dq`. Raises GraphError (a tensor without a range, opset outside
+    17-19), DataError (a range that is not finite or reversed) and InputError (unknown dialect).
     """
     if dialect not in ("ort", "trt"):
         raise InputError(f"unknown dialect {dialect!r}", "known: ort, trt", "use one of these")
@@ -63,7 +67,8 @@ def activation_scale(limits: Range) -> np.float32:
 def weight_scales(weight: np.ndarray, axis: int, bias: np.ndarray | None, input_scale: float) -> np.ndarray:
     """Scale of every output channel, float32 [channels], positive and finite also for all-zero channels.
 
-    Raised where the channel is dead (to the smallest live scale of the layer) or so small that its bias would exceed `BIAS_LIMIT` steps.
+    Raised where the channel is dead (to the smallest live scale of the layer) or so small that its bias would exceed
+    `BIAS_LIMIT` steps.
     """
     peaks = np.abs(weight.astype(np.float64)).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
     scales = peaks / 127.0
@@ -81,7 +86,7 @@ def _zero(dialect: str, unsigned: bool) -> np.ndarray:
 
 
 class _Lowering:
-    """Builds the quantised graph node by node: `raw` holds float results, `ints` stored bytes, `floats` their dequantised values."""
+    """Builds the graph node by node: `raw` float results, `ints` stored bytes, `floats` their dequantised values."""
 
     def __init__(self, source: ir.Model, ranges: Mapping[str, Range], dialect: str) -> None:
         self.source, self.dialect = source, dialect
@@ -136,7 +141,7 @@ class _Lowering:
         return scale, self.const(f"igate.zero_{zero.dtype}_{zero}", zero)
 
     def _store(self, name: str, value: ir.Value, limits: tuple[float, float] | None = None) -> None:
-        """Register the float result of activation `name`; quantise it if the plan says so, with an activation's bounds as byte bounds."""
+        """Register the float result of `name`; if planned, quantise it, with an activation's bounds as byte bounds."""
         if name not in self.plan.quantised:
             self.raw[name] = value
             return
@@ -210,7 +215,7 @@ class _Lowering:
             self._with_activation(node, act, out)
 
     def _with_activation(self, node: ir.Node, act: ir.Node | None, out: str) -> None:
-        """A Conv, Gemm or Add and the activation behind it, which the `ort` dialect expresses as byte bounds where it can."""
+        """A Conv, Gemm or Add and its activation, which the `ort` dialect expresses as byte bounds where it can."""
         first = name_of(node.outputs[0])
         limits = groups.bounds(act) if act else None
         bytes_only = self.dialect == "ort" and out in self.plan.quantised
@@ -236,11 +241,17 @@ class _Lowering:
     def _weighted_inputs(self, node: ir.Node) -> list[ir.Value | None]:
         stored, scales, zero, axis = self._weights(node)
         label = name_of(node.outputs[0])
-        grid = [self.const(f"{label}.w_scale", scales), self.const(f"{label}.w_zero", np.full(scales.shape, zero))]
-        weight = self.emit("DequantizeLinear", [stored, *grid], f"{label}.w", {"axis": axis})
+        if name_of(site(node)) in self.plan.float_out:
+            # ONNX Runtime runs a last Gemm in float and would dequantise its weights in every frame.
+            shape = [-1 if i == axis else 1 for i in range(stored.ndim)]
+            weight = self.const(f"{label}.w", (stored.astype(np.float32) - np.float32(zero)) * scales.reshape(shape))
+        else:
+            grid = [self.const(f"{label}.w_scale", scales), self.const(f"{label}.w_zero", np.full(scales.shape, zero))]
+            bytes_ = self.const(f"{label}.w_q", stored)
+            weight = self.emit("DequantizeLinear", [bytes_, *grid], f"{label}.w", {"axis": axis})
         return [self.as_float(node.inputs[0]), weight, *(self.as_float(value) for value in node.inputs[2:])]
 
-    def _weights(self, node: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray, int]:
+    def _weights(self, node: ir.Node) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
         """Weight bytes, their scales [channels], their zero point and the channel axis."""
         data, weight = name_of(activations(node.inputs)[0]), constant(node.inputs[1])
         assert weight is not None
@@ -255,14 +266,14 @@ class _Lowering:
         shifted = (int(self.zeros[data]) == 128 and not depthwise) or (integer_output and node.op_type == "Conv")
         zero = np.array(128, np.uint8) if shifted else np.array(0, np.int8)
         stored = (steps.astype(np.int16) + int(zero)).astype(zero.dtype)
-        return self.const(f"{name_of(node.outputs[0])}.w_q", stored), scales, zero, axis
+        return stored, scales, zero, axis
 
     def _integer_conv(self, node: ir.Node, act: ir.Node | None, out: str) -> None:
-        """Conv with a float result: INT32 sums times (input scale * weight scale), plus bias. UINT8 weights: INT8 ones are 4x slower here."""
+        """Conv with a float result: INT32 sums * input scale * weight scale + bias; INT8 weights are 4x slower here."""
         first, data = name_of(node.outputs[0]), name_of(activations(node.inputs)[0])
         stored, scales, zero, _ = self._weights(node)
         zeros = [self._grid(data)[1], self.const(f"igate.zero_{zero.dtype}_{zero}", zero)]
-        inputs = [self.as_int(node.inputs[0], data), stored, *zeros]
+        inputs = [self.as_int(node.inputs[0], data), self.const(f"{first}.w_q", stored), *zeros]
         sums = self.emit("ConvInteger", inputs, f"{first}_i32", _attributes(node), node.name or "")
         value = self.emit("Cast", [sums], f"{first}_f32", {"to": ir.DataType.FLOAT})
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -277,7 +288,7 @@ class _Lowering:
         self._store(out, value)
 
     def _move(self, node: ir.Node) -> None:
-        """An operator that moves values: on bytes in `ort` when all grids agree, else on floats; one that does nothing vanishes."""
+        """A node that moves values: on bytes in `ort` if all grids agree, else on floats; no-ops vanish."""
         data, out = activations(node.inputs), name_of(node.outputs[0])
         grids = {
             (float(self.scales[n]), int(self.zeros[n]))
@@ -294,7 +305,10 @@ class _Lowering:
                 assert value is not None
                 self._store(out, value)
         elif self.dialect == "ort" and one and all(name_of(v) in self.plan.quantised for v in node.outputs):
-            inputs = [self.as_int(value, out) for value in node.inputs]
+            inputs = [
+                self.as_int(value, out) if node.op_type in ("Concat", "Where") or not index else self.as_float(value)
+                for index, value in enumerate(node.inputs)
+            ]
             if node.op_type == "Pad":
                 inputs = [
                     *inputs[:2],
@@ -347,7 +361,7 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 def _sum_ranges(model: ir.Model, ranges: Mapping[str, Range]) -> dict[str, Range]:
     """Narrower ranges for convolution results that only an Add with Relu reads, where no result can differ.
 
-    Let the sum reach R and the never negative skip reach S: a value below -max(R, S) gives 0 in any case, one above R gives R.
+    Let the sum reach R and the never negative skip S: below -max(R, S) the result is 0 anyway, above R it is R.
     """
     positive = groups.nonnegative(model)
     narrow: dict[str, Range] = {}

@@ -1,12 +1,13 @@
 """Frozen gates: only the rows that somebody reads are computed, so a training step costs about 1 + (T-1)p, not T + 1.
 
-Equal to the dense execution: a batch norm row sees the same values either way. Running statistics of rows that are never
-read are no longer updated, and a branch without an open gate in a layer does not run there.
+Equal to the dense execution: a batch norm row sees the same values either way. Running statistics of rows that are
+never read are no longer updated, and a branch without an open gate in a layer does not run there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from igate_edge.kernels.gated_select import mix
 
-from .execute import Fetch
+from .execute import Fetch, Select
 from .placement import Block, Chain, Sum
 from .streams import Plan, evaluate
 
@@ -101,13 +102,10 @@ def _not_none(base: Tensor | None) -> Tensor:
     return base
 
 
-def block_rows(
-    plan: Plan, module: nn.Module, block: Block, rows: Rows, fetch: Callable[[int], Any], silent: bool
-) -> Tensor:
+def block_rows(plan: Plan, module: nn.Module, block: Block, rows: Rows, fetch: Callable[[int], Any]) -> Tensor:
     """Some rows of one stream's map at a site: convolution, norm, add and activation of these rows only."""
-    with torch.no_grad() if silent else contextlib.nullcontext():
-        value = _body_rows(plan, module, block.body, rows, fetch)
-        return value if block.act is None else evaluate(plan.steps[block.act], module, lambda _: value)
+    value = _body_rows(plan, module, block.body, rows, fetch)
+    return value if block.act is None else evaluate(plan.steps[block.act], module, lambda _: value)
 
 
 def _body_rows(
@@ -168,27 +166,27 @@ class Compact:
         weights: Mapping[int, Callable[[], Tensor]],
     ) -> None:
         self.plan, self.branches, self.fixed, self.blocks, self.weights = plan, branches, fixed, blocks, weights
-        self.inner = frozenset(index for block in blocks.values() for index in block.inner)
+        self.inner = {step: site for site, block in blocks.items() for step in block.inner}
 
-    def select(
-        self,
-        index: int,
-        before: frozenset[int],
-        after: frozenset[int],
-        fetch: Fetch,
-        compute: Callable[[int], Any],
-        silent: Collection[int] = (),
-    ) -> dict[int, Tensor]:
-        """Values behind the site at step `index`; the arguments are those of execute.Select."""
-        site, block = self.fixed[index], self.blocks.get(index)
-        rows: dict[int, Tensor] = {}
-        for stream in sorted(before):
-            live = site.live[stream]
-            if block is None:
-                rows[stream] = _take(compute(stream), live)
-            else:
-                branch = self.branches[stream]
-                rows[stream] = block_rows(
-                    self.plan, branch, block, live, lambda i, s=stream: fetch(i, s), stream in silent
-                )
-        return select_fixed(site, rows, after, self.weights[index])
+    def selector(self, silent: Collection[int]) -> Select:
+        """The select of `run`; streams in `silent` learn nothing."""
+
+        def select(
+            index: int, before: frozenset[int], after: frozenset[int], fetch: Fetch, compute: Callable[[int], Any]
+        ) -> dict[int, Tensor]:
+            site, block = self.fixed[index], self.blocks.get(index)
+            rows: dict[int, Tensor] = {}
+            for stream in sorted(before):
+                if block is None:
+                    rows[stream] = _take(compute(stream), site.live[stream])
+                    continue
+                with torch.no_grad() if stream in silent else contextlib.nullcontext():
+                    read = functools.partial(_read, fetch, stream)
+                    rows[stream] = block_rows(self.plan, self.branches[stream], block, site.live[stream], read)
+            return select_fixed(site, rows, after, self.weights[index])
+
+        return select
+
+
+def _read(fetch: Fetch, stream: int, index: int) -> Any:
+    return fetch(index, stream)

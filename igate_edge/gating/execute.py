@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +21,23 @@ Select = Callable[[int, frozenset[int], frozenset[int], Fetch, Callable[[int], A
 
 @dataclass(frozen=True)
 class Need:
-    """Per step, the streams whose value is read: before its gate site, and after it (the same where there is no site)."""
+    """Per step, the streams whose value is read: before its gate site and after it (the same without a site)."""
 
     before: tuple[frozenset[int], ...]
     after: tuple[frozenset[int], ...]
     last_use: tuple[tuple[int, ...], ...]  # per step, the values that nobody reads afterwards
 
 
-def find_need(plan: Plan, sites: Collection[int], tasks: int, wanted: Collection[int], fixed: Mapping[int, Tensor]) -> Need:
+def find_need(
+    plan: Plan,
+    sites: Collection[int],
+    tasks: int,
+    wanted: Collection[int],
+    fixed: Mapping[int, Tensor] | None = None,
+    inner: Mapping[int, int] | None = None,
+) -> Need:
     """Liveness of streams for the heads of the `wanted` tasks; `fixed`: bool [T,C] of sites whose gates are frozen.
+    `inner`: steps that are executed late, with the site they belong to.
 
     The mix behind the last sites feeds nothing and is never wanted; nor is a branch without an open gate.
     """
@@ -39,11 +48,11 @@ def find_need(plan: Plan, sites: Collection[int], tasks: int, wanted: Collection
     for step in reversed(plan.steps):
         live = frozenset(after[step.index])
         if step.index in sites:
-            live = _before_site(live, tasks, fixed.get(step.index))
+            live = _before_site(live, tasks, (fixed or {}).get(step.index))
         before[step.index] = live
         for use in step.uses:
             after[use] |= live
-    return Need(tuple(before), tuple(frozenset(streams) for streams in after), _last_uses(plan))
+    return Need(tuple(before), tuple(frozenset(streams) for streams in after), _last_uses(plan, inner or {}))
 
 
 def _before_site(after: frozenset[int], tasks: int, mask: Tensor | None) -> frozenset[int]:
@@ -54,12 +63,15 @@ def _before_site(after: frozenset[int], tasks: int, mask: Tensor | None) -> froz
     return frozenset({t for t in readers if opened[t]} | shared)
 
 
-def _last_uses(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    last = {use: step.index for step in plan.steps for use in step.uses}
+def _last_uses(plan: Plan, inner: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+    last: dict[int, int] = {}
+    for step in plan.steps:
+        for use in step.uses:
+            last[use] = max(last.get(use, 0), inner.get(step.index, step.index))
     freed: list[list[int]] = [[] for _ in plan.steps]
-    for use, step in last.items():
+    for use, reader in last.items():
         if use not in plan.outputs:
-            freed[step].append(use)
+            freed[reader].append(use)
     return tuple(tuple(uses) for uses in freed)
 
 
@@ -89,7 +101,6 @@ def run(
         with torch.no_grad() if stream in silent else contextlib.nullcontext():
             return evaluate(step, branches[stream], lambda index: fetch(index, stream))
 
-    kept: dict[int, list[int]] = {}  # inner steps read their inputs late: those are freed with the site
     for step in plan.steps:
         streams = need.before[step.index]
         if step.kind == "input":
@@ -100,13 +111,10 @@ def run(
             table[step.index] = {SAME: compute(step, min(streams))}
         elif step.index in sites:
             after = need.after[step.index]
-            table[step.index] = select(step.index, streams, after, fetch, lambda s, step=step: compute(step, s))
+            table[step.index] = select(step.index, streams, after, fetch, functools.partial(compute, step))
         else:
             table[step.index] = _each(step, streams, silent, fetch, compute)
-        if step.index in inner:
-            kept.setdefault(0, []).extend(need.last_use[step.index])
-            continue
-        for use in (*need.last_use[step.index], *kept.pop(0, ())):
+        for use in need.last_use[step.index]:
             table.pop(use, None)
     return fetch
 

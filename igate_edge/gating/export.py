@@ -6,6 +6,7 @@ Export is pure: the network is copied first, and the same network gives the same
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from . import onnx_graph
 if TYPE_CHECKING:
     from ..bundle import Bundle
 
-MAX_BYTES = 2**31 - 2**20  # one protobuf message holds less than 2 GiB; 1 MiB is kept for the graph itself
+MAX_BYTES = 2_000_000_000  # one protobuf message holds less than 2 GiB
 TOLERANCE = 1e-4  # of an output's largest magnitude
 
 
@@ -35,7 +36,7 @@ def export(
     preprocess: Preprocess | None = None,
     calibration: Sequence[np.ndarray] | None = None,
     golden: Sequence[np.ndarray] | None = None,
-    budget: Mapping[str, Any] | None = None,
+    budget: Any = None,
     provenance: Mapping[str, Any] | None = None,
     half_weights: bool = False,
 ) -> Bundle:
@@ -44,7 +45,8 @@ def export(
     `example`: float32 [1,3,H,W], a preprocessed image; every ONNX output is compared with the network's on it.
     `preprocess`: default rgb / 255 at the example's size. `calibration` and `golden`: uint8 [h,w,3] RGB frames;
     golden frames (default: the first 4 for calibration) prove on the robot that the engine computes what was trained.
-    Raises InputError and ConvertError; nothing is written then.
+    `budget`: the budget object that training used, or a mapping; it and `provenance` go into the manifest as they are.
+    Raises InputError, ConvertError and DataError; nothing is written then.
     """
     from ..package import package
 
@@ -60,9 +62,15 @@ def export(
         Path(path),
         calibration=frames,
         golden=list(golden) if golden is not None else frames[:4],
-        budget=budget,
-        provenance=provenance,
+        budget=_plain_budget(budget),
+        provenance=None if provenance is None else dict(provenance),
     )
+
+
+def _plain_budget(budget: Any) -> dict[str, Any] | None:
+    if dataclasses.is_dataclass(budget) and not isinstance(budget, type):
+        return {"kind": type(budget).__name__, **dataclasses.asdict(budget)}
+    return None if budget is None else dict(budget)
 
 
 def to_onnx(

@@ -14,8 +14,8 @@ from ..errors import InputError
 def is_open(logits: Tensor) -> Tensor:
     """The decision: a gate is open when its logit is >= 0; a tie at exactly 0 is open, NaN is closed. Bool, any shape.
 
-    Training, evaluation, budget, export and the kernels all call this. sigmoid(x) >= 0.5 is not the same test: in float32
-    sigmoid(-1e-8) rounds to 0.5 (cases.md M8).
+    Training, evaluation, budget, export and the kernels all call this. sigmoid(x) >= 0.5 is not the same test: in
+    float32 sigmoid(-1e-8) rounds to 0.5 (cases.md M8).
     """
     return logits >= 0
 
@@ -34,12 +34,12 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def hard(logits: Tensor) -> Tensor:
-    """Gates as 0.0 or 1.0, any shape; backward is straight-through: the threshold is an identity, sigmoid'(logits) stays.
+    """Gates as 0.0 or 1.0, any shape; backward is straight-through: threshold = identity, sigmoid'(logits) stays.
 
     >>> hard(torch.tensor([-1e-7, 0.0, 1e-7])).tolist()
     [0.0, 1.0, 1.0]
     """
-    return _StraightThrough.apply(logits)  # type: ignore[no-any-return]
+    return _StraightThrough.apply(logits)
 
 
 class Gates(nn.Module):
@@ -84,25 +84,29 @@ class Gates(nn.Module):
         return self._expand(hard(self.logits()))
 
     def freeze(self) -> None:
-        """Fix today's decisions: they survive train(), deepcopy and a state_dict round trip; the logits stop learning."""
+        """Fix today's decisions: they survive train(), deepcopy and state_dict; the logits stop learning."""
         if not self.is_frozen:
             self.frozen_mask.copy_(is_open(self.logits().detach()))
             self.frozen.fill_(True)
             self._sync()
 
-    def assign(self, mask: Tensor, logit: float = 0.5) -> None:
-        """Set the decisions from a bool [T, C], constant within a granule; logits become +logit or -logit."""
-        mask = torch.as_tensor(mask, dtype=torch.bool, device=self.frozen_mask.device)
+    def check(self, mask: Tensor) -> None:
+        """Raise InputError unless a mask is [T, C] and constant within each granule."""
         if tuple(mask.shape) != (len(self.tasks), self.channels):
             want = f"[{len(self.tasks)}, {self.channels}]"
             raise InputError("gate mask has the wrong shape", f"{list(mask.shape)}, not {want}", "pass bool [T, C]")
-        coarse = mask[:, :: self.granule]
-        if not torch.equal(self._expand(coarse), mask):
+        if not torch.equal(self._expand(mask[:, :: self.granule]), mask):
             raise InputError(
                 "gate mask splits a granule",
                 f"{self.granule} neighbouring channels share one gate",
                 "give all channels of a granule the same value",
             )
+
+    def assign(self, mask: Tensor, logit: float = 0.5) -> None:
+        """Set the decisions from a bool [T, C] (see `check`); logits become +logit or -logit."""
+        mask = torch.as_tensor(mask, dtype=torch.bool, device=self.frozen_mask.device)
+        self.check(mask)
+        coarse = mask[:, :: self.granule]
         with torch.no_grad():
             for row, task in zip(coarse, self.tasks, strict=True):
                 self.alpha[task].copy_(torch.where(row, logit, -logit))

@@ -1,4 +1,4 @@
-"""The gated network: T task branches and one shared branch with gate sites between them, and one ordinary head per task."""
+"""The gated network: T task branches, one shared branch, gate sites between them, and one ordinary head per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .gate import Gates
 from .placement import Place
 from .plain import load_into, losses_of, make_heads, split_state, weighted_sum
 from .site import GateSite
-from .streams import Plan, without_inplace
+from .streams import Plan
 from .view import ConstantSite, GatedView, fold_head, fold_norms
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class InterroGateNet(nn.Module):
         super().__init__()
         self.tasks, self.plan, self.places = tuple(tasks), plan, tuple(places)
         names = [*self.task_names, "shared"]
-        self.branches = nn.ModuleDict({name: without_inplace(copy.deepcopy(backbone)) for name in names})
+        self.branches = nn.ModuleDict({name: plan.branch(backbone) for name in names})
         self.heads = make_heads(tasks, plan)
         sites = {place.name: GateSite(place.name, place.channels, gates[place.group]) for place in places}
         self.sites = nn.ModuleDict(sites)
@@ -69,15 +69,10 @@ class InterroGateNet(nn.Module):
         sites = {place.step: place.name for place in self.places}
         if frozen and not torch.compiler.is_compiling():
             need, compact = self._fixed(active, image.device)
-
-            def select(*args: Any) -> Mapping[int, Any]:
-                return compact.select(*args, silent)
-
-            fetch = run(
-                self.plan, branches, image, need, select, sites=sites, inner=compact.inner, silent=silent
-            )
+            select = compact.selector(silent)
+            fetch = run(self.plan, branches, image, need, select, sites=sites, inner=compact.inner, silent=silent)
         else:
-            need = find_need(self.plan, sites, len(self.tasks), active, {})
+            need = find_need(self.plan, sites, len(self.tasks), active)
             select = self._selector([self.tasks[t].name for t in active])
             fetch = run(self.plan, branches, image, need, select, sites=sites, silent=silent)
         return {
@@ -92,3 +87,162 @@ class InterroGateNet(nn.Module):
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Weighted sum of the losses, scalar; add a budget to it (gating/budget.py)."""
         return weighted_sum(self.tasks, self.losses(batch))
+
+    def gate_sites(self) -> list[GateSite]:
+        """Sites in execution order."""
+        return [site for site in self.sites.values() if isinstance(site, GateSite)]
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """Gate logits, each once however many sites share it: for an optimiser group without weight decay."""
+        return _unique(p for site in self.gate_sites() for p in site.gates.parameters())
+
+    def mix_parameters(self) -> list[nn.Parameter]:
+        """Mix logits beta: learned by the task losses only, without weight decay."""
+        return [site.beta for site in self.gate_sites()]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All other parameters: branches and heads."""
+        return [*self.branches.parameters(), *self.heads.parameters()]
+
+    def gate_masks(self) -> dict[str, Tensor]:
+        """Decisions by site, bool [T,C]."""
+        return {site.name: site.gates.mask() for site in self.gate_sites()}
+
+    def set_gates(self, masks: Mapping[str, Tensor]) -> None:
+        """Set decisions by site, bool [T,C]; sites that are not named keep theirs, sites that are tied follow.
+
+        Raises InputError: unknown site, wrong shape, a granule that is split, tied sites that disagree.
+        """
+        sites = {site.name: site for site in self.gate_sites()}
+        chosen: dict[Gates, tuple[str, Tensor]] = {}
+        for name, value in masks.items():
+            if name not in sites:
+                raise InputError(f"no gate site is called {name!r}", f"sites: {', '.join(sites)}", "use one of these")
+            mask = torch.as_tensor(value).cpu().bool()
+            other, before = chosen.setdefault(sites[name].gates, (name, mask))
+            if not torch.equal(before, mask):
+                text = f"sites {other!r} and {name!r} share their gates"
+                raise InputError(text, "masks differ", "give both one mask")
+        for gates, (_, mask) in chosen.items():
+            gates.check(mask)
+        for gates, (_, mask) in chosen.items():
+            gates.assign(mask)
+
+    def freeze_gates(self) -> None:
+        """Fix today's decisions for good and stop computing rows that nobody reads (see gating/compact.py)."""
+        for site in self.gate_sites():
+            site.gates.freeze()
+
+    def site_costs(self) -> dict[str, float]:
+        """MACs of one channel row of one branch, by site, for one image of the example's size."""
+        return {place.name: place.macs_per_row for place in self.places}
+
+    def hard_fractions(self, cost: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Fraction of open gates per task: mean over a site's channels, then over sites.
+
+        With `cost` (per channel row and site, as from `site_costs`) sites weigh cost * channels instead of 1.
+        """
+        weights = site_weights(self, cost)
+        total = sum(weights[site.name] * site.gates.mask().double().mean(1).cpu() for site in self.gate_sites())
+        return dict(zip(self.task_names, torch.as_tensor(total).tolist(), strict=True))
+
+    def load_task(self, task: str, state: Mapping[str, Tensor]) -> None:
+        """Start a task's branch and head from a single-task PlainNet's state (or its branch from a bare backbone's)."""
+        self._known(task)
+        backbone, heads = split_state(state)
+        load_into(self.branches[task], backbone, f"branch {task!r}")
+        if heads:
+            head = heads.get(task) or next(iter(heads.values()))
+            load_into(self.heads[task], head, f"head {task!r}")
+
+    def load_shared(self, state: Mapping[str, Tensor]) -> None:
+        """Start the shared branch from a PlainNet's or a bare backbone's state."""
+        load_into(self.branches["shared"], split_state(state)[0], "the shared branch")
+
+    def load_plain(self, state: Mapping[str, Tensor]) -> None:
+        """Fork a plain net (recipe.md section 2): every branch becomes a copy of its backbone, heads are taken over."""
+        backbone, heads = split_state(state)
+        for name, branch in self.branches.items():
+            load_into(branch, backbone, f"branch {name!r}")
+        for task, head in heads.items():
+            self._known(task)
+            load_into(self.heads[task], head, f"head {task!r}")
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """The shared branch and the heads as a PlainNet's state: what is left when all gates are closed."""
+        state = {f"backbone.{key}": value for key, value in self.branches["shared"].state_dict().items()}
+        return state | {f"heads.{key}": value for key, value in self.heads.state_dict().items()}
+
+    @torch.no_grad()
+    def export_view(self) -> GatedView:
+        """A copy in evaluation mode with norms folded and gates and mixes as constants; this net does not change."""
+        branches, heads = copy.deepcopy(self.branches).eval(), copy.deepcopy(self.heads).eval()
+        for branch in branches.values():
+            fold_norms(self.plan, branch)
+        for head in heads.values():
+            fold_head(head, len(self.plan.outputs))
+        sites = {
+            site.name: ConstantSite(self.task_names, site.gates.mask(), site.mix_weights())
+            for site in self.gate_sites()
+        }
+        places = {place.step: place.name for place in self.places}
+        need = find_need(self.plan, places, len(self.tasks), range(len(self.tasks)))
+        return GatedView(self.plan, need, branches, heads, nn.ModuleDict(sites), places).eval()
+
+    def _known(self, task: str) -> None:
+        if task not in self.task_names:
+            raise InputError(f"no task is called {task!r}", f"tasks: {', '.join(self.task_names)}", "use one of these")
+
+    def _selector(self, active: Collection[str]) -> Select:
+        shared = len(self.tasks)
+        by_step = self._by_step()
+
+        def select(index: int, before: frozenset[int], after: frozenset[int], _: Any, compute: Any) -> dict[int, Any]:
+            values = {stream: compute(stream) for stream in sorted(before)}
+            psi = values[shared]
+            # A branch that nobody reads was not run; its place is taken by psi and its output by nobody.
+            phis = [values.get(t, psi) for t in range(shared)]
+            outs, psi_next = by_step[index](psi, phis, mix=shared in after, active=active)
+            return {**dict(enumerate(outs)), shared: psi_next}
+
+        return select
+
+    def _fixed(self, active: Sequence[int], device: torch.device) -> tuple[Need, Compact]:
+        """What frozen execution needs, renewed when the decisions or the device changed."""
+        key = (device, *(site.gates.version for site in self.gate_sites()))
+        if self._compact is None or self._compact[0] != key:
+            blocks = {place.step: place.block for place in self.places if place.block is not None}
+            weights = {index: site.mix_weights for index, site in self._by_step().items()}
+            fixed = {index: fix_site(site.gates.mask()) for index, site in self._by_step().items()}
+            compact = Compact(self.plan, list(self.branches.values()), fixed, blocks, weights)
+            self._compact, self._needs = (key, compact), {}
+        compact, wanted = self._compact[1], tuple(active)
+        if wanted not in self._needs:
+            masks = {index: site.gates.mask() for index, site in self._by_step().items()}
+            self._needs[wanted] = find_need(self.plan, masks, len(self.tasks), wanted, masks, compact.inner)
+        return self._needs[wanted], compact
+
+    def _by_step(self) -> dict[int, GateSite]:
+        return {place.step: site for place, site in zip(self.places, self.gate_sites(), strict=True)}
+
+
+def site_weights(net: InterroGateNet, cost: Mapping[str, float] | None) -> dict[str, float]:
+    """Weight of each site in a mean over sites, sum 1: equal, or proportional to cost * channels.
+
+    Raises InputError when `cost` lacks a site or is 0 everywhere.
+    """
+    sites = net.gate_sites()
+    if cost is None:
+        return {site.name: 1 / len(sites) for site in sites}
+    lacking = [site.name for site in sites if site.name not in cost]
+    if lacking:
+        raise InputError("the cost table lacks gate sites", ", ".join(lacking[:5]), "take the names from net.sites")
+    raw = {site.name: cost[site.name] * site.channels for site in sites}
+    total = sum(raw.values())
+    if not total > 0:
+        raise InputError("the cost of all gate sites is 0", f"{len(raw)} sites", "pass net.site_costs()")
+    return {name: value / total for name, value in raw.items()}
+
+
+def _unique(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return list({id(p): p for p in parameters}.values())

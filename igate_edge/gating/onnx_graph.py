@@ -79,9 +79,11 @@ def trace(view: nn.Module, example: Tensor) -> onnx_ir.Model:
     import onnxscript.rewriter
 
     try:
-        with _quiet(), _FixedPools():
+        with _quiet():
+            with _FixedPools():
+                traced = torch.export.export(view, (example,), strict=False)
             program = torch.onnx.export(
-                view, (example,), dynamo=True, opset_version=OPSET, optimize=False, verbose=False, input_names=[INPUT]
+                traced, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, input_names=[INPUT]
             )
     except Exception as error:  # the exporter wraps whatever the network raised in its own types
         root: BaseException = error

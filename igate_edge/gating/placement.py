@@ -1,9 +1,9 @@
 """Where the gates go: sites, ties, and the patterns whose closed rows need not be computed.
 
-Rules (method.md section 4, choices 13 to 20): a site after conv+norm+activation, and after a residual add(+activation). A
-conv+norm that only feeds adds has none: the add's site gates it. Depthwise convolutions share the gates of the site that
-feeds them. A map that leaves the backbone with a branch's parameters still ungated in it gets a site of its own, so that with
-all gates closed nothing but the shared branch is left.
+Rules (method.md section 4, choices 13 to 20): a site after conv+norm+activation, and after a residual
+add(+activation). A conv+norm that only feeds adds has none: the add's site gates it. Depthwise convolutions share the
+gates of the site that feeds them. A map that leaves the backbone with a branch's parameters still ungated in it gets a
+site of its own, so that with all gates closed nothing but the shared branch is left.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ CONVS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
 #: Elementwise activations: as modules in lower case, as functions and as methods.
 ACTIVATIONS = frozenset(
-    "relu relu6 leakyrelu leaky_relu prelu rrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh hardshrink "
-    "softshrink sigmoid logsigmoid tanh tanhshrink softplus softsign threshold clamp clip identity".split()
+    (
+        *("relu", "relu6", "leakyrelu", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
+        *("hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "sigmoid", "logsigmoid", "tanh"),
+        *("tanhshrink", "softplus", "softsign", "threshold", "clamp", "clip", "identity"),
+    )
 )
 #: Operations that keep channels apart and have no parameters: gates on both sides may be tied.
-CHANNEL_PRESERVING = ACTIVATIONS | frozenset(
-    "maxpool2d max_pool2d avgpool2d avg_pool2d adaptiveavgpool2d adaptive_avg_pool2d adaptivemaxpool2d upsample interpolate "
-    "dropout dropout2d upsamplingnearest2d upsamplingbilinear2d contiguous zeropad2d pad".split()
-)
+CHANNEL_PRESERVING = ACTIVATIONS | {
+    *("maxpool2d", "max_pool2d", "avgpool2d", "avg_pool2d", "adaptiveavgpool2d", "adaptive_avg_pool2d", "upsample"),
+    *("adaptivemaxpool2d", "adaptive_max_pool2d", "upsamplingnearest2d", "upsamplingbilinear2d", "interpolate"),
+    *("dropout", "dropout2d", "contiguous", "zeropad2d", "pad"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Block:
-    """What computes a site's maps, row by row: operands, an activation (a step without parameters), the steps in between."""
+    """What computes a site's maps row by row: operands, an activation (without parameters), the steps in between."""
 
     body: Chain | Sum
     act: int | None
@@ -59,7 +63,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Place:
-    """One gate site: behind which step, how wide, tied with which others, and the MACs of one channel row of one branch."""
+    """One gate site: behind which step, how wide, tied with which others, MACs of one channel row of one branch."""
 
     name: str
     step: int
@@ -138,10 +142,14 @@ def _after_convs_and_adds(found: _Analysis) -> None:
         act = found.only_user(end.index)
         if act is not None and found.is_act(act):
             end = act
-        elif found.users[end.index] and end.index not in found.plan.outputs:
-            if all(found.is_add(found.plan.steps[user]) for user in found.users[end.index]):
-                continue  # the site behind the add gates this
+        elif _feeds_only_adds(found, end.index):
+            continue  # the site behind the add gates this
         _add_site(found, end.index, _site_name(found, step))
+
+
+def _feeds_only_adds(found: _Analysis, index: int) -> bool:
+    users = [found.plan.steps[user] for user in found.users[index]]
+    return bool(users) and index not in found.plan.outputs and all(found.is_add(user) for user in users)
 
 
 def _follow(found: _Analysis, step: Step, test: Callable[[Step], bool]) -> Step:
@@ -168,7 +176,7 @@ def _at_ungated_outputs(found: _Analysis) -> None:
     dirty: dict[int, bool] = {}
     for step in found.plan.steps:
         module = found.called(step)
-        own = step.kind == "attr" or (module is not None and (_any_state(module)))
+        own = (step.kind == "attr" and not step.same) or (module is not None and _any_state(module))
         dirty[step.index] = (own or any(dirty[use] for use in step.uses)) and step.index not in found.sites
     for index in found.plan.outputs:
         if dirty[index]:
@@ -209,7 +217,7 @@ def _is_depthwise(module: nn.Module | None) -> bool:
 
 
 def _inside(found: _Analysis, site: int) -> tuple[list[int], list[Step], list[Step]]:
-    """Behind a site, up to other sites: (values that adds read from outside, convolutions, adds) it gates row by row."""
+    """Behind a site, up to other sites: (values that adds read from outside, convolutions, adds) it gates by row."""
     entries, convs, adds, todo = [], [], [], [site]
     while todo:
         index = todo.pop()
@@ -301,7 +309,7 @@ def _body(found: _Analysis, step: Step, inner: set[int]) -> Chain | Sum | int | 
 
 
 def _rows_apart(found: _Analysis, step: Step) -> bool:
-    """True for an nn.Conv2d whose output rows can be computed one by one: dense or depthwise, no hooks of its own class."""
+    """True for an nn.Conv2d whose output rows can be computed one by one: dense or depthwise, not a subclass."""
     module = found.called(step)
     if type(module) is not nn.Conv2d or len(step.args) != 1 or step.kwargs:
         return False

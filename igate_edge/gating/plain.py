@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PlainNet(nn.Module):
     """Plain shared multi-task net with the interface of an InterroGateNet, and the rival of every gated net.
 
-    backbone: [N,3,H,W] -> feature maps, fine to coarse; it is copied. example: [1,3,H,W], gives the shapes (default 64x64).
-    Parameters are named backbone.<path> and heads.<task>.<path>. Raises InputError and ConvertError.
+    backbone: [N,3,H,W] -> feature maps, fine to coarse; it is copied. example: [1,3,H,W], gives the shapes (default
+    64x64). Parameters are named backbone.<path> and heads.<task>.<path>. Raises InputError and ConvertError.
     """
 
     def __init__(self, backbone: nn.Module, tasks: Sequence[Task], example: Tensor | None = None) -> None:
@@ -53,12 +53,12 @@ class PlainNet(nn.Module):
 
     @torch.no_grad()
     def export_view(self) -> PlainView:
-        """A copy in evaluation mode, norms folded, whose forward(image) returns the raw outputs as a tuple in task order."""
+        """A copy in evaluation mode with norms folded; its forward(image) returns the raw outputs in task order."""
         backbone, heads = copy.deepcopy(self.backbone).eval(), copy.deepcopy(self.heads).eval()
         fold_norms(self.plan, backbone)
         for head in heads.values():
             fold_head(head, len(self.plan.outputs))
-        return PlainView(backbone, heads)
+        return PlainView(backbone, heads).eval()
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:
@@ -79,7 +79,9 @@ def as_example(example: Tensor | None) -> Tensor:
     """The image that gives the shapes, float [1,3,H,W]; default zeros of 64x64."""
     example = torch.zeros(1, 3, 64, 64) if example is None else example
     if example.ndim != 4 or not example.is_floating_point():
-        raise InputError("the example is not an image", f"{example.dtype} {list(example.shape)}", "pass float [1,3,H,W]")
+        raise InputError(
+            "the example is not an image", f"{example.dtype} {list(example.shape)}", "pass float [1,3,H,W]"
+        )
     return example
 
 
@@ -94,11 +96,13 @@ def feature_infos(plan: Plan) -> list[FeatureInfo]:
     from ..training.heads import FeatureInfo
 
     height = plan.shapes[0][2]
-    return [FeatureInfo(shape[1], max(1, round(height / shape[2]))) for shape in map(plan.shapes.get, plan.outputs) if shape]
+    return [
+        FeatureInfo(shape[1], max(1, round(height / shape[2]))) for shape in map(plan.shapes.get, plan.outputs) if shape
+    ]
 
 
 def losses_of(net: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Forward for the tasks that have a label in the batch, and their losses by name. Raises DataError when none has."""
+    """Losses by name of the tasks that have a label in the batch. Raises DataError when none has."""
     active = [task for task in tasks if task.target in batch]
     if not active:
         wanted = ", ".join(task.target for task in tasks)
@@ -119,7 +123,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise InputError(f"the weights do not fit {what}", lines[0][:300], "load weights of the same backbone and heads") from error
+        raise InputError(
+            f"the weights do not fit {what}", lines[0][:300], "load weights of the same backbone and heads"
+        ) from error
 
 
 def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -132,5 +138,3 @@ def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
             _, task, rest = key.split(".", 2)
             heads.setdefault(task, {})[rest] = value
     return {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}, heads
-
-

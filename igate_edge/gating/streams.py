@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConvertError
+
+#: x += y and the like, which fx records as calls of these functions.
+_OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in execution order, the steps whose values are the backbone's feature maps, and every tensor's shape."""
+    """Steps in execution order, the steps whose values are the backbone's feature maps, and every tensor's shape.
+
+    `constants`: tensors that the backbone's forward makes, by the name under which "attr" steps look for them.
+    """
 
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
     shapes: dict[int, tuple[int, ...]]
+    constants: dict[str, Tensor]
+
+    def branch(self, backbone: nn.Module) -> nn.Module:
+        """A copy of the backbone that the steps can be run with: nothing in-place, constants as buffers."""
+        module = without_inplace(copy.deepcopy(backbone))
+        for name, value in self.constants.items():
+            module.register_buffer(name, value.clone(), persistent=False)
+        return module
 
     def users(self) -> dict[int, list[int]]:
         """Step -> steps that read it, in order."""
@@ -61,10 +86,10 @@ class Plan:
 
 def trace(backbone: nn.Module, example: Tensor) -> Plan:
     """Trace a backbone; `example` [N,C,H,W] gives the shapes. Raises ConvertError naming what cannot be traced."""
-    graph = _trace_graph(backbone)
+    graph, constants = _trace_graph(backbone)
     _undo_inplace(graph, backbone)
-    steps, outputs = _to_steps(graph, backbone)
-    shapes = _check(Plan(steps, outputs, {}), backbone, example)
+    steps, outputs = _to_steps(graph, backbone, constants)
+    shapes = _check(Plan(steps, outputs, {}, constants), backbone, example)
     for index in outputs:
         if len(shapes.get(index, ())) != 4:
             raise ConvertError(
@@ -72,7 +97,7 @@ def trace(backbone: nn.Module, example: Tensor) -> Plan:
                 f"shape {list(shapes.get(index, ()))}",
                 "return [N,C,H,W] maps: drop pooling, flatten and classifier from the backbone",
             )
-    return Plan(steps, outputs, shapes)
+    return Plan(steps, outputs, shapes, constants)
 
 
 def evaluate(step: Step, module: nn.Module, fetch: Callable[[int], Any]) -> Any:
@@ -115,19 +140,19 @@ def feature_maps(value: Any) -> list[Tensor]:
     )
 
 
-def _trace_graph(backbone: nn.Module) -> fx.Graph:
+def _trace_graph(backbone: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Trace in both modes: fx turns `self.training` into a constant, which would be wrong in the other mode."""
-    probe, graphs = copy.deepcopy(backbone), []
+    graphs = []
     try:
         for mode in (True, False):
-            probe.train(mode)
+            probe = copy.deepcopy(backbone).train(mode)
             graphs.append(fx.Tracer().trace(probe))
     except Exception as error:  # a trace runs the user's forward: anything can come out of it
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConvertError(
             "the backbone cannot be traced",
             line,
-            "remove branches and loops that depend on tensor values, or wrap that part in a torch.nn module",
+            "remove Python branches and loops on tensor values, and assignments to parts of a tensor",
         ) from error
     first, second = (
         [(n.name, n.op, str(n.target), str(n.args), str(n.kwargs)) for n in graph.nodes] for graph in graphs
@@ -141,7 +166,16 @@ def _trace_graph(backbone: nn.Module) -> fx.Graph:
             else f"node {left[0]} in training is {right[0]} in evaluation",
             "use a module (nn.Dropout, not F.dropout(..., self.training))",
         )
-    return graphs[1]
+    names = {str(node.target) for node in graphs[1].nodes if node.op == "get_attr"}
+    return graphs[1], {name: getattr(probe, name) for name in names if not _has_path(backbone, name)}
+
+
+def _has_path(module: nn.Module, path: str) -> bool:
+    try:
+        operator.attrgetter(path)(module)
+    except AttributeError:
+        return False
+    return True
 
 
 def _undo_inplace(graph: fx.Graph, backbone: nn.Module) -> None:
@@ -173,30 +207,29 @@ def _altered(node: fx.Node, backbone: nn.Module) -> fx.Node | None:
 
 def _altered_by_function(node: fx.Node, operand: Any) -> fx.Node | None:
     target: Any = node.target
+    altered = operand if isinstance(operand, fx.Node) else None
     name = getattr(target, "__name__", "")
     if target in (operator.setitem, operator.delitem) or "out" in node.kwargs:
         _refuse_write(node)
-    plain = (
-        getattr(operator, name[1:], None) if name.startswith("i") and target is getattr(operator, name, None) else None
-    )
-    if plain is not None and name != "is_":
-        node.target = plain
-        return operand if isinstance(operand, fx.Node) else None
+    if target in _OUT_OF_PLACE:
+        node.target = _OUT_OF_PLACE[target]
+        return altered
     if _is_inplace_name(name):
         plain = getattr(torch, name[:-1], None) or getattr(nn.functional, name[:-1], None)
         if plain is None:
             _refuse_write(node)
-        node.target = plain
-        return operand if isinstance(operand, fx.Node) else None
+        else:
+            node.target = plain
+        return altered
     try:
         bound = inspect.signature(target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):
-        return None
+        return None  # a builtin without a signature has no `inplace` argument
     if not bound.arguments.get("inplace", False):
         return None
     bound.arguments["inplace"] = False
     node.args, node.kwargs = bound.args, bound.kwargs
-    return operand if isinstance(operand, fx.Node) else None
+    return altered
 
 
 def _is_inplace_name(name: str) -> bool:
@@ -211,7 +244,9 @@ def _refuse_write(node: fx.Node) -> None:
     )
 
 
-def _to_steps(graph: fx.Graph, backbone: nn.Module) -> tuple[tuple[Step, ...], tuple[int, ...]]:
+def _to_steps(
+    graph: fx.Graph, backbone: nn.Module, constants: Collection[str]
+) -> tuple[tuple[Step, ...], tuple[int, ...]]:
     index: dict[fx.Node, int] = {}
     steps: list[Step] = []
     outputs: tuple[int, ...] = ()
@@ -221,7 +256,7 @@ def _to_steps(graph: fx.Graph, backbone: nn.Module) -> tuple[tuple[Step, ...], t
             continue
         kind = {"placeholder": "input", "get_attr": "attr"}.get(node.op, node.op.removeprefix("call_"))
         uses = tuple(index[used] for used in node.all_input_nodes)
-        pure = not _has_state(node, backbone) and not _is_random(node, backbone)
+        pure = (node.target in constants or not _has_state(node, backbone)) and not _is_random(node, backbone)
         same = pure and all(steps[use].same for use in uses)
         place = list(node.meta.get("nn_module_stack", {}).values())
         path = str(place[-1][0]) if place else ""
@@ -281,9 +316,9 @@ def _output_indices(node: fx.Node, index: dict[fx.Node, int]) -> tuple[int, ...]
 
 
 def _check(plan: Plan, backbone: nn.Module, example: Tensor) -> dict[int, tuple[int, ...]]:
-    """Run the steps beside the backbone: they must agree, else something (an alias, a global state) escaped the trace."""
+    """Run the steps beside the backbone: they must agree, else something (an alias, a state) escaped the trace."""
     probe = copy.deepcopy(backbone).eval()
-    steps_module = without_inplace(copy.deepcopy(backbone)).eval()
+    steps_module = plan.branch(backbone).eval()
     values: list[Any] = []
     # Noise, and a copy for each: an all-zero image would hide differences, and the backbone may overwrite its input.
     image = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
@@ -294,7 +329,7 @@ def _check(plan: Plan, backbone: nn.Module, example: Tensor) -> dict[int, tuple[
             torch.manual_seed(0)
             for step in plan.steps:
                 values.append(
-                    _first_value(step, image)
+                    input_value(step, image)
                     if step.kind == "input"
                     else evaluate(step, steps_module, values.__getitem__)
                 )

@@ -66,7 +66,7 @@ class GatedView(nn.Module):
         shared = len(self.heads)
         values = {stream: compute(stream) for stream in sorted(before)}
         phis = {stream: value for stream, value in values.items() if stream != shared}
-        return self.sites[self.places[index]](values[shared], phis, shared in after)  # type: ignore[no-any-return]
+        return self.sites[self.places[index]](values[shared], phis, shared in after)
 
 
 class PlainView(nn.Module):
@@ -91,7 +91,12 @@ def fold_norms(plan: Plan, module: nn.Module) -> None:
     pairs = []
     for step in plan.steps:
         readers = [plan.steps[index] for index in users[step.index]]
-        if step.kind == "module" and len(readers) == 1 and step.index not in plan.outputs and readers[0].kind == "module":
+        if (
+            step.kind == "module"
+            and len(readers) == 1
+            and step.index not in plan.outputs
+            and readers[0].kind == "module"
+        ):
             pairs.append((step.target, readers[0].target))
     _fold_pairs(module, pairs, calls)
 

@@ -17,7 +17,7 @@ h3 { font-size: 15px; font-weight: 650; margin: 22px 0 4px; }
 p { margin: 4px 0 10px; max-width: 760px; }
 .kicker, .note, .cap, .side { color: var(--soft); font-size: 13px; }
 .kicker { margin-bottom: 14px; }
-.facts { display: flex; flex-wrap: wrap; gap: 14px 40px; margin: 22px 0 0; }
+.facts { display: flex; flex-wrap: wrap; gap: 14px 30px; margin: 22px 0 0; }
 .facts div { min-width: 110px; }
 .facts b { display: block; font-size: 24px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: 13px; }
@@ -27,7 +27,7 @@ th { font-weight: 500; color: var(--soft); font-size: 13px; vertical-align: bott
 th, td { padding: 5px 22px 5px 0; border-bottom: 1px solid var(--line); }
 th.t, td.t { text-align: left; } th.n, td.n { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 650; }
-td.t { max-width: 520px; overflow-wrap: anywhere; }
+td.t { min-width: 104px; max-width: 520px; overflow-wrap: anywhere; }
 svg.map { width: 100%; height: auto; min-width: 760px; display: block; margin: 8px 0; }
 svg.map text { font-size: 12px; fill: var(--ink); }
 svg.map .n { font-family: ui-monospace, Menlo, Consolas, monospace; }

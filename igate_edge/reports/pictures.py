@@ -59,7 +59,7 @@ def palette() -> np.ndarray:
     (40, 3)
     """
     grid = _lch(
-        np.linspace(0.42, 0.80, 6)[:, None, None],
+        np.linspace(0.40, 0.80, 6)[:, None, None],
         np.array([0.075, 0.12, 0.165])[None, :, None],
         np.arange(0, 360, 10)[None, None, :],
     ).reshape(-1, 3)
@@ -70,7 +70,8 @@ def palette() -> np.ndarray:
     taken = [np.array([1.0, 0.0, 0.0]), np.array([0.91, 0.0, 0.0]), *chosen]
     nearest = np.min([np.linalg.norm(grid - colour, axis=1) for colour in taken], axis=0)
     while len(chosen) < 40:
-        best = int(nearest.argmax())
+        # Dark colours are kept for long class lists: a table in dark red drowns the cups on it.
+        best = int(np.where((grid[:, 0] < 0.54) & (len(chosen) < 12), 0.0, nearest).argmax())
         chosen.append(grid[best])
         nearest = np.minimum(nearest, np.linalg.norm(grid - grid[best], axis=1))
     return _to_bytes(_oklab_to_rgb(np.array(chosen)))
@@ -248,21 +249,23 @@ def _legend_rows(legend: Sequence[tuple[str, tuple[int, int, int]]], width: int)
 
 
 def side_by_side(panels: Sequence[Panel], height: int = 240) -> np.ndarray:
-    """Panels in a row on white, each enlarged by a whole factor to about `height` pixels: uint8 [h,w,3].
+    """Panels in a row on white, each enlarged (or thinned) by a whole factor to about `height` pixels: uint8 [h,w,3].
 
     Titles stand above, class legends and depth scales below.
     """
     from PIL import Image, ImageDraw
 
     tallest = max(p.picture.shape[0] for p in panels)
-    factor = max(1, round(height / tallest))
-    shown = [enlarge(p.picture, factor) for p in panels]
+    thin, factor = max(1, round(tallest / (2 * height))), max(1, round(height / tallest))
+    shown = [enlarge(p.picture[::thin, ::thin], factor) for p in panels]
     widths = [max(s.shape[1], 120) for s in shown]
     rows = [_legend_rows(p.legend, w) if p.legend else [] for p, w in zip(panels, widths, strict=True)]
     below = max(16 * max(len(r) for r in rows), 34 if any(p.limits for p in panels) else 0)
     gap, title = 12, 24
     sheet = Image.new(
-        "RGB", (sum(widths) + gap * (len(panels) + 1), title + factor * tallest + below + gap + 6), "white"
+        "RGB",
+        (sum(widths) + gap * (len(panels) + 1), title + max(s.shape[0] for s in shown) + below + gap + 6),
+        "white",
     )
     draw = ImageDraw.Draw(sheet)
     left = gap

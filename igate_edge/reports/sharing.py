@@ -53,7 +53,7 @@ def layers(sites: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[Layer]
 
 def task_colour(index: int) -> str:
     """The colour that stands for a task in every picture of the report."""
-    return "#{:02x}{:02x}{:02x}".format(*class_colour((1, 9, 3, 4, 8, 12, 2, 17)[index % 8]))
+    return "#{:02x}{:02x}{:02x}".format(*class_colour((1, 4, 3, 2, 9, 7, 6, 10)[index % 8]))
 
 
 def runs(bits: Sequence[str]) -> list[tuple[str, int, int]]:

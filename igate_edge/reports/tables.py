@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,37 @@ class Grid:
         note = f'<p class="note">{html.escape(self.note)}</p>' if self.note else ""
         return f'{caption}<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>{note}'
 
-    def rich(self) -> Table:
+    def rich(self) -> Group:
         """The same table for the terminal."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        result.title, result.title_justify, result.title_style = self.title or None, "left", "bold"
-        if self.note:
-            result.caption, result.caption_justify = Text(self.note), "left"
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(self.columns))
         for number, name in enumerate(self.columns):
             words = number < self.text_columns
-            result.add_column(name, justify="left" if words else "right", header_style="dim", no_wrap=not words)
+            width = min(12, max((len(str(row[number])) for row in self.rows), default=0)) if words else None
+            table.add_column(
+                Text(name), justify="left" if words else "right", header_style="dim", no_wrap=not words, min_width=width
+            )
         for number, row in enumerate(self.rows):
-            style = "bold" if number in self.strong else ""
-            result.add_row(*(Text(str(cell)) for cell in row), style=style)
-        return result
+            table.add_row(*(Text(str(cell)) for cell in row), style="bold" if number in self.strong else "")
+        title = [Text(self.title, style="bold")] if self.title else []
+        return Group(*title, table, *([Text(self.note, style="dim")] if self.note else []))
 
 
 def number(value: Any, digits: int = 3) -> str:
     """A number with about `digits` significant digits; "-" for what is absent or not finite.
 
-    >>> number(0.123456), number(1234.5), number(None)
-    ('0.123', '1,234', '-')
+    >>> number(0.123456), number(1234.5), number(0.00000123), number(None)
+    ('0.123', '1,234', '1e-06', '-')
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return "-"
     if value == 0:
         return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.0e}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
 
@@ -130,3 +133,21 @@ def sentence_list(items: Sequence[str]) -> str:
     'semseg, depth and normals'
     """
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def flat(value: Any) -> str:
+    """A value of a manifest on one line: digests cut short, empty parts left out.
+
+    >>> flat({"count": 3, "of": ["a", 0.25], "warnings": [], "sha256": "0123456789abcdef" * 4})
+    'count 3, of a, 0.250, sha256 0123456789ab'
+    """
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        parts = ((key, flat(item)) for key, item in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {text}" for key, text in parts if text)
+    if isinstance(value, list | tuple):
+        return ", ".join(flat(item) for item in value)
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return value[:12]
+    return number(value) if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ from .postprocess import decode
 from .preprocess import check_frame, to_input
 
 if TYPE_CHECKING:
-    from ..build import BuildReport
+    from ..builder import BuildReport
     from ..engines.onnxruntime import Session
 
 
@@ -48,13 +48,13 @@ class Engine:
         tasks: names to answer (None = all); what only other tasks need is not computed. Raises BundleError, InputError,
         or CheckFailed when the engine does not compute what was packaged.
         """
-        from ..build import Options, open_engine
+        from ..builder import Options, open_engine
 
         options = Options(backend, threads, precision, cache_dir, tasks=tasks)
         return cls(*open_engine(path, options))
 
     def __call__(self, frame: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 RGB frame [H,W,3] of any size -> task name -> decoded array at the frame's size (runtime.postprocess)."""
+        """uint8 RGB frame [H,W,3] of any size -> task name -> decoded array at the frame's size (see decode)."""
         size = check_frame(frame).shape[:2]
         raw = self.infer(to_input(frame, self.preprocess))
         return {spec.name: decode(spec, raw[spec.name], size) for spec in self.tasks}

@@ -25,7 +25,8 @@ class CheckpointError(InputError):
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta` to one file, atomically; on UnavailableError the old file stays."""
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    head = {"meta": json.dumps(meta, sort_keys=True), "sha256": _digest(flat)}
+    text = json.dumps(meta, sort_keys=True)
+    head = {"meta": text, "sha256": _digest(flat, text)}
     write_atomic(path, save(flat, metadata=head))
 
 
@@ -40,8 +41,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta, digest = json.loads(head["meta"]), head["sha256"]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path.name} is not a whole checkpoint", f"{size} bytes, {error}", _FIX) from error
-    if digest != _digest(tensors):
-        raise CheckpointError(f"{path.name} was altered", "its digest does not match its tensors", _FIX)
+    if digest != _digest(tensors, head["meta"]):
+        raise CheckpointError(f"{path.name} was altered", "its digest does not match its content", _FIX)
     return tensors, meta
 
 
@@ -117,8 +118,8 @@ def _names(net: nn.Module, balance: nn.Module) -> dict[int, str]:
     return {id(p): name for p, name in _named(net, balance)}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

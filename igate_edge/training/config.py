@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -35,6 +35,7 @@ class TrainConfig:
     eighth of the layer's width, at least 4. `tie`: "stage" or "none". `balance`: "fixed", "gradnorm", "uncertainty" or
     "measure" (short runs decide); `weights`: the tasks' own loss weights. `recipe`: "forked" or "paper" (single-task
     nets, soft hinge, SGD on gates). Steps are optimiser steps of each stage; `fork_steps` are per task.
+    `label_stride` 2 trains on every second label pixel of each axis, from a corner that changes each step.
     """
 
     tasks: tuple[str, ...] = ()
@@ -62,6 +63,7 @@ class TrainConfig:
     head_width: int = 32
     log_every: int = 20
     checkpoint_every: int = 200
+    label_stride: int = 1
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -71,7 +73,9 @@ class TrainConfig:
         if any(not 0 <= value <= 1 for value in budgets):
             raise InputError("a budget is a share of channels", f"{self.budget}", "choose 0 to 1")
         if min(self.size) < 32 or self.batch < 1:
-            raise InputError("size or batch is too small", f"{self.size}, {self.batch}", "use 32 pixels, 1 frame or more")
+            raise InputError(
+                "size or batch is too small", f"{self.size}, {self.batch}", "use 32 pixels, 1 frame or more"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, ready for json.dumps; `from_json` is the way back."""
@@ -101,7 +105,15 @@ _CHOICES = {
     "recipe": ("forked", "paper"),
     "tie": ("stage", "none"),
     "balance": ("fixed", "gradnorm", "uncertainty", "measure"),
-    "backbone": ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "efficientnet_lite0", "densenet_tiny", "pyramid_net"),
+    "backbone": (
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "mobilenet_v2",
+        "efficientnet_lite0",
+        "densenet_tiny",
+        "pyramid_net",
+    ),
 }
 
 
@@ -135,8 +147,11 @@ def make_backbone(config: TrainConfig) -> nn.Module:
     """A fresh backbone; only the ResNet layouts and MobileNetV2 take a width. Raises InputError."""
     from .. import backbones
 
-    make: Callable[..., nn.Module] = backbones.BACKBONES[config.backbone]
+    make: Any = backbones.BACKBONES[config.backbone]
     if config.backbone.startswith("resnet"):
         return make(width=int(config.width))
-    options = {"mobilenet_v2": {"width": config.width}, "efficientnet_lite0": {"size": config.size}}
+    options: dict[str, dict[str, Any]] = {
+        "mobilenet_v2": {"width": config.width},
+        "efficientnet_lite0": {"size": config.size},
+    }
     return make(**options.get(config.backbone, {}))

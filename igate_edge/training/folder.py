@@ -50,8 +50,8 @@ def modalities_of(info: DataInfo) -> tuple[str, ...]:
 def write_frame(info: DataInfo, split: str, index: int, frame: Mapping[str, np.ndarray]) -> None:
     """Write one frame's files into `info.path`, each whole or not at all, the image last.
 
-    `frame` holds image uint8 [H,W,3] and, as `info` lists them, semseg/edges uint8 [H,W], depth float [H,W] metres (NaN,
-    inf, <= 0 and beyond 16 bits become invalid), normals float [H,W,3] (zero = invalid), instance uint16 [H,W].
+    `frame` holds image uint8 [H,W,3] and what `info` lists of: semseg, edges uint8 [H,W]; depth float [H,W] metres
+    (NaN, inf, <= 0 and beyond 16 bits become invalid); normals float [H,W,3] (zero = invalid); instance uint16 [H,W].
     Raises DataError for a missing array or a wrong shape or type, UnavailableError when the disk refuses.
     """
     for name in modalities_of(info):
@@ -225,8 +225,8 @@ def load_arrays(
     Returns image uint8 [N,H,W,3], semseg and edges uint8 [N,H,W] (255 ignored), depth float16 [N,H,W] metres (0
     invalid), normals int8 [N,H,W,3] (127 n, zero invalid), label int64 [N], labels float32 [N,K]: 10 bytes a pixel.
     Keeps the result in one file, `.{split}.npz`, that is remade when any file of the split changes; a folder that
-    cannot be written to is read anew each time. Raises DataError as `SplitReader` does, for frames of different sizes, for a task
-    without a single valid label, and for normals that point away from the camera.
+    cannot be written to is read anew each time. Raises DataError as `SplitReader` does, for frames of different sizes,
+    for a task without a single valid label, and for normals that point away from the camera.
     """
     info = _open(folder)
     reader = SplitReader(info, split, tuple(info.tasks) if modalities is None else modalities)

@@ -1,4 +1,4 @@
-"""Read image files safely: one image, a folder or a pattern; for data folders, calibration and `igate run`. No torch."""
+"""Read image files safely: one image, a folder or a pattern; for data folders, calibration, `igate run`. No torch."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ _WITH_CLASSES = {"semseg": 255, "label": 65535, "labels": 65535}
 class DataInfo:
     """What a data folder holds, as its `data.json` says.
 
-    `tasks`: modality -> class names, () where it has none; `splits`: name -> number of frames; `depth_scale`: metres per
-    count of the depth PNG; `ignore`: void value of semseg PNGs (255 once read); `intrinsics`: fx, fy, cx, cy in pixels,
-    or empty; `generator`: parameters of the program that made it.
+    `tasks`: modality -> class names, () where it has none; `splits`: name -> number of frames; `depth_scale`: metres
+    per count of the depth PNG; `ignore`: void value of semseg PNGs (255 once read); `intrinsics`: fx, fy, cx, cy in
+    pixels, or empty; `generator`: parameters of the program that made it.
     """
 
     path: Path

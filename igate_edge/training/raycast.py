@@ -24,7 +24,7 @@ EDGE_TURN, EDGE_JUMP = 30.0, 0.03
 
 @dataclass(frozen=True)
 class Texture:
-    """Colours are display RGB 0..1; `scale` is cycles per metre along both texture axes (`band`: half height, metres)."""
+    """Colours are display RGB 0..1; `scale` is cycles per metre along both texture axes (`band`: half height)."""
 
     pattern: str
     a: tuple[float, float, float]
@@ -56,7 +56,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera with square pixels; columns of `rot` are its x (right), y (down), z (forward) axes in the world."""
+    """Pinhole camera with square pixels; columns of `rot` are its axes x (right), y (down), z (forward)."""
 
     pos: np.ndarray
     rot: np.ndarray

@@ -21,7 +21,8 @@ from .balance import Balance, make_balance
 from .checkpoint import load_tensors
 from .config import TrainConfig, make_tasks
 from .loop import Progress
-from .stages import Context, Done, Source, build_gated, build_plain, final, freeze, plain, search
+from .source import Source, open_source
+from .stages import Context, Done, build_gated, build_plain, final, freeze, plain, search
 from .tasks import Task
 
 CANDIDATES = ("fixed", "gradnorm", "uncertainty")
@@ -122,9 +123,7 @@ def measure_balance(ctx: Context) -> dict[str, Any]:
     """
     own = {task.name: task.weight for task in ctx.tasks}
     steps, lr = ctx.config.balance_steps, ctx.config.lr
-    done = {
-        mode: plain(ctx, f"balance-{mode}", make_balance(mode, own), steps=steps, lr=lr) for mode in CANDIDATES
-    }
+    done = {mode: plain(ctx, f"balance-{mode}", make_balance(mode, own), steps=steps, lr=lr) for mode in CANDIDATES}
     best = max(done, key=lambda name: _scores(ctx, done)[name])
     around = done[best].result["weights"]
     for task in own:
@@ -132,8 +131,14 @@ def measure_balance(ctx: Context) -> dict[str, Any]:
         done[f"2x-{task}"] = plain(ctx, f"balance-2x-{task}", make_balance("fixed", weights), steps=steps, lr=lr)
     scores = _scores(ctx, done)
     best = max(scores, key=lambda name: scores[name])
-    rows = {n: {"score": scores[n], "weights": d.result["weights"], "metrics": d.result["metrics"]} for n, d in done.items()}
-    found = {"best": best, "weights": done[best].result["weights"], "macs": sum(d.result["macs"] for d in done.values())}
+    rows = {
+        n: {"score": scores[n], "weights": d.result["weights"], "metrics": d.result["metrics"]} for n, d in done.items()
+    }
+    found = {
+        "best": best,
+        "weights": done[best].result["weights"],
+        "macs": sum(d.result["macs"] for d in done.values()),
+    }
     write_atomic(ctx.folder / "balance.json", json.dumps({**found, "candidates": rows}, indent=1) + "\n")
     return found
 

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..files import os_errors, write_atomic
-from ..gating.budget import HardFraction, SparsityHinge
+from ..gating.budget import HardFraction, SparsityHinge, fix_fraction
 from ..gating.convert import InterroGateNet, PlainNet, interrogate
 from .balance import Balance
 from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .config import TrainConfig, digest, make_backbone
-from .loop import BatchAt, Progress, Run, drop_checkpoints, fit
-from .step import Batch, Optim, Penalty, evaluate
+from .loop import Progress, Run, drop_checkpoints, fit
+from .source import Source
+from .step import Optim, Penalty, evaluate, to_device
 from .tasks import Task
-
-BUDGET_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where frames come from. `train(batch, seed)` gives step -> batch, the same batch for the same step; `val()` gives
-    batches in order. `available`: modality -> class names; `fingerprint`: changes when the frames do."""
-
-    available: Mapping[str, tuple[str, ...]]
-    fingerprint: str
-    train: Callable[[int, int], BatchAt]
-    val: Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
@@ -125,14 +114,14 @@ def search(ctx: Context, base: Done, branches: Mapping[str, Done], balance: Bala
 
 
 def freeze(ctx: Context, searched: Done, *, name: str = "frozen") -> Done:
-    """Fix the gates; the last few by rank, so that each task's hard fraction is the budget's within a point."""
+    """Fix the gates; the last few by rank, so that hard fractions are as near to the budget as gates allow."""
     key = _key(ctx, name, _gating(ctx.config), searched.key)
 
     def make() -> tuple[InterroGateNet, dict[str, Any]]:
         net = build_gated(ctx)
         net.load_state_dict(searched.state())
         before = net.hard_fractions()
-        flipped = fix_by_rank(net, ctx.config.budget) if ctx.config.recipe == "forked" else 0
+        flipped = fix_fraction(net, ctx.config.budget) if ctx.config.recipe == "forked" else {}
         net.freeze_gates()
         result = {"searched": before, "hard": net.hard_fractions(), "flipped": flipped, "gates": gates_json(net)}
         return net, result
@@ -189,46 +178,15 @@ def auto_granule(channels: int) -> int:
 
 
 def penalty(config: TrainConfig) -> Callable[[float], Penalty]:
-    """Share of the stage done -> budget penalty: a ramped hard-gate hinge, or the paper's soft hinge."""
-    if config.recipe == "paper":
-        soft = SparsityHinge(config.budget, 1.0)
-        return lambda done: soft
-    return lambda done: HardFraction(config.budget, weight=min(1.0, (done + 1e-3) / 0.1))
-
-
-def fix_by_rank(net: InterroGateNet, budget: float | Mapping[str, float]) -> int:
-    """Flip the least certain gates of each task until its hard fraction is the budget within a point; returns flips."""
-    flips = 0
-    groups = list({id(site.gates): site.gates for site in net.sites.values()}.values())
-    for task in net.tasks:
-        name = task.name
-        target = budget[name] if isinstance(budget, Mapping) else budget
-        units = [(float(v), gates.alpha[name], i) for gates in groups for i, v in enumerate(gates.alpha[name])]
-        close = net.hard_fractions()[name] > target
-        for logit, alpha, index in sorted(units, key=lambda u: u[0] if close else -u[0]):
-            before = net.hard_fractions()[name]
-            if abs(before - target) <= BUDGET_TOLERANCE or (before > target) != close:
-                break
-            if (logit >= 0) == close:
-                flips += _flip_if_nearer(net, name, target, alpha, index)
-    return flips
-
-
-def _flip_if_nearer(net: InterroGateNet, name: str, target: float, alpha: torch.Tensor, index: int) -> int:
-    before, old = abs(net.hard_fractions()[name] - target), float(alpha[index])
-    with torch.no_grad():
-        alpha[index] = -1e-3 if old >= 0 else 1e-3
-        if abs(net.hard_fractions()[name] - target) < before:
-            return 1
-        alpha[index] = old
-    return 0
+    """Share of the stage done -> budget penalty: a ramped hinge on hard gates, or the paper's soft hinge."""
+    budget = SparsityHinge(config.budget) if config.recipe == "paper" else HardFraction(config.budget)
+    return lambda done: partial(budget, progress=done)
 
 
 def gates_json(net: InterroGateNet) -> dict[str, dict[str, str]]:
     """Site -> task -> open channels as a string of 0 and 1."""
-    names = [task.name for task in net.tasks]
     return {
-        site: {t: "".join("01"[int(b)] for b in row) for t, row in zip(names, mask.tolist(), strict=True)}
+        site: {t: "".join("01"[int(b)] for b in row) for t, row in zip(net.task_names, mask.tolist(), strict=True)}
         for site, mask in net.gate_masks().items()
     }
 
@@ -260,14 +218,8 @@ def _train(
     )
     metrics = evaluate(net, net.tasks, (to_device(batch, device) for batch in ctx.source.val()))
     hard = {"hard": net.hard_fractions()} if isinstance(net, InterroGateNet) else {}
-    return {**asdict(fitted), "metrics": metrics, "weights": balance.weights(), **hard}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch on the device, images channels-last."""
-    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
-    return moved
+    result = {**asdict(fitted), "metrics": metrics, "weights": balance.weights(), **hard}
+    return result | {"config": config.as_json()}
 
 
 def _example(config: TrainConfig) -> torch.Tensor:

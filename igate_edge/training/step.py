@@ -122,3 +122,10 @@ def evaluate(net: Any, tasks: Sequence[Task], batches: Iterable[Batch]) -> dict[
         add_batch(net, tasks, batch, metrics)
     net.train(training)
     return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on the device, images channels-last."""
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    moved["image"] = moved["image"].contiguous(memory_format=torch.channels_last)
+    return moved

@@ -220,9 +220,9 @@ def generate(
 ) -> DataInfo:
     """Render a data folder of `train` and `val` frames; what is there already is kept, so an interrupted run goes on.
 
-    Frame i of `train` is render(seed, i), of `val` render(seed, VAL_START + i). About 0.06 s and 50 kB a frame at 96x128.
+    Frame i of `train` is render(seed, i), of `val` render(seed, VAL_START + i). About 0.06 s a frame at 96x128.
     With `workers` above 1 the calling script needs the usual `if __name__ == "__main__":` guard.
-    Raises DataError when the folder holds a set of other parameters or other data, UnavailableError when the disk refuses.
+    Raises DataError when the folder holds other data or other parameters, UnavailableError when the disk refuses.
     """
     path = Path(folder)
     if train < 1 or val < 0 or workers < 1 or seed < 0 or min(size) < 8:

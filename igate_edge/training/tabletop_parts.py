@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +16,7 @@ CLASSES = ("background", "floor", "table", "arm", "box", "can", "ball", "bottle"
 TIED = 0.6
 
 Colour = tuple[float, float, float]
+Numbers: TypeAlias = Sequence[Any] | np.ndarray
 #: Per class: (pattern, first colour, second colour) to choose from.
 PALETTES: dict[str, tuple[tuple[str, Colour, Colour], ...]] = {
     "background": (
@@ -57,7 +59,7 @@ def along(direction: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], 1)
 
 
-def _colour(rng: np.random.Generator, base: Sequence[float], spread: float) -> Colour:
+def _colour(rng: np.random.Generator, base: Numbers, spread: float) -> Colour:
     r, g, b = np.clip(np.asarray(base) + rng.uniform(-spread, spread, 3), 0.02, 0.98)
     return float(r), float(g), float(b)
 
@@ -76,7 +78,7 @@ def texture(rng: np.random.Generator, name: str, scale: tuple[float, float], glo
 
 
 def _local(
-    shape: str, size: Sequence[float], at: Sequence[float], look: Texture, rot: np.ndarray | None = None
+    shape: str, size: Numbers, at: Numbers, look: Texture, rot: np.ndarray | None = None
 ) -> Part:
     return Part(shape, tuple(map(float, size)), np.array(at, float), np.eye(3) if rot is None else rot, look)
 
@@ -170,7 +172,7 @@ LYING = {"can": 0.2, "bottle": 0.25, "screw": 0.6}
 
 
 def build(rng: np.random.Generator, name: str) -> tuple[list[Part], float, np.ndarray, float]:
-    """An object of a class: its parts, footprint radius, rotation to stand or lie, height of its origin on the table."""
+    """An object of a class: its parts, footprint radius, rotation to stand or lie, height of its origin."""
     parts, radius, lying = BUILDERS[name](rng)
     spin = turn(2, rng.uniform(-np.pi, np.pi))
     if rng.random() >= LYING.get(name, 0.0):

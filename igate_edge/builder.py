@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +16,9 @@ import numpy as np
 
 from . import __version__, golden
 from .bundle import Bundle, canonical_json
-from .compiler import calibrate, cost, graph, lint, prune, quantize
+from .compiler import calibrate, cost, graph, groups, lint, prune, quantize
 from .engines import onnxruntime as ort
 from .errors import CheckFailed, InputError
-from .package import calibration_inputs
 from .plain import fill
 from .runtime import cache
 from .runtime.preprocess import to_input
@@ -27,16 +26,16 @@ from .runtime.preprocess import to_input
 PRECISIONS = ("auto", "int8", "float")
 #: Share of convolution MACs that must run as INT8 before the engine may be called INT8 without a warning.
 MIN_COVERAGE = 0.95
-_AB_ROUNDS = 30
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built and why. seconds: per stage. cost: {"ours", "plain", "separate", "dense"} -> {"macs", "params"}.
+    """What was built and why.
 
-    timing: {"int8_ms", "float_ms", "ratio"} of the A/B run, empty when a precision was asked for. golden, lint: one
-    dict a result. warnings: everything that fell back, one sentence each. cached: True when the engine came from the
-    cache; seconds and timing are then those of the build that made it.
+    seconds: per stage, and "total". cost: {"ours", "plain", "separate", "dense"} -> {"macs", "params"}. timing:
+    {"int8_ms", "float_ms", "ratio"} of the A/B run, empty when a precision was asked for. golden, lint: one dict a
+    result. warnings: everything that fell back, one sentence each. cached: True when the engine came from the cache;
+    seconds and timing are then those of the build that made it.
     """
 
     bundle: str
@@ -81,7 +80,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class Options:
-    """How to build: threads a frame, precision ("auto" measures), tasks (None = all), the user's own calibration frames."""
+    """How to build: threads a frame, precision ("auto" measures), tasks (None = all), calibration (own frames)."""
 
     backend: str = "onnxruntime"
     threads: int = 1
@@ -134,11 +133,12 @@ def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle,
         session, report, reason = _from_cache(bundle, entry, options, names)
         if session is not None and report is not None:
             # The same content under another name finds this entry, so what depends on the place is filled in here.
-            place = {"bundle": Path(path).name, "path": str(folder / f"{key}.engine")}
-            return bundle, session, dataclasses.replace(report, cached=True, **place)
+            where = str(folder / f"{key}.engine")
+            return bundle, session, dataclasses.replace(report, cached=True, bundle=Path(path).name, path=where)
     if reason:
         work.warnings.append(f"{reason}: built again")
-    engine, session, facts = _compile(bundle, options, names, work)
+    with work.stage("total"):
+        engine, session, facts = _compile(bundle, options, names, work)
     report = BuildReport(
         bundle=Path(path).name,
         seal=bundle.seal,
@@ -194,9 +194,9 @@ def _from_cache(
     try:
         report = BuildReport(**entry.meta["report"])
         session = ort.open(entry.payload, threads=options.threads)
+        results = golden.check(bundle, session.run, report.precision, names)
     except Exception as error:  # whatever is wrong with an old entry, the bundle can replace it
         return None, None, f"the cached engine does not open ({type(error).__name__}: {str(error)[:200]})"
-    results = golden.check(bundle, session.run, report.precision, names)
     if all(result.passed for result in results):
         return session, dataclasses.replace(report, golden=[result.as_json() for result in results]), ""
     session.close()
@@ -207,21 +207,20 @@ def _compile(
     bundle: Bundle, options: Options, names: list[str], work: _Work
 ) -> tuple[bytes, ort.Session, dict[str, Any]]:
     with work.stage("prune"):
-        model = graph.load(bundle.model)
-        if names != [spec.name for spec in bundle.tasks]:
-            model = prune.keep_outputs(model, names)
-        pruned = prune.prune(model)
-    ranges: Mapping[str, tuple[float, float]] = bundle.ranges
-    if options.calibration is not None:
-        with work.stage("calibrate"):
-            ranges = calibrate.calibrate(pruned.model, calibration_inputs(options.calibration, bundle.preprocess)[0])
+        gated = graph.load(bundle.model)
+        pruned = prune.prune(gated)
+        # Tasks are dropped after pruning: the tensors keep the names that the bundle's ranges know.
+        model = prune.keep_outputs(pruned.model, names)
+    with work.stage("calibrate"):
+        ranges, notes = ranges_for(bundle, model, options.calibration)
+    work.warnings += notes
     with work.stage("quantise"):
-        quantised = quantize.quantize(pruned.model, dict(ranges), dialect="ort")
+        quantised = quantize.quantize(model, ranges, dialect="ort")
     with work.stage("lint"):
-        findings = _lint(pruned.model, quantised, dict(ranges))
+        findings = _lint(model, quantised, ranges)
     with work.stage("cost"):
-        costs = costs_of(bundle, pruned.model, model, names)
-    models = {"int8": graph.dump(quantised), "float": graph.dump(pruned.model)}
+        costs = costs_of(bundle, model, prune.keep_outputs(gated, names), names)
+    models = {"int8": graph.dump(quantised), "float": graph.dump(model)}
     with work.stage("coverage"):
         coverage = ort.inspect(models["int8"])
     if coverage.int8_conv_macs_share < MIN_COVERAGE:
@@ -244,6 +243,28 @@ def _compile(
         "lint": findings,
     }
     return models[precision], sessions[precision], facts
+
+
+def ranges_for(
+    bundle: Bundle, model: Any, calibration: Sequence[np.ndarray] | None = None
+) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """INT8 ranges of a pruned graph, and warnings: from own frames, else the bundle, else its golden frames.
+
+    The last is for a bundle of another compiler version, whose tensors had other names.
+    """
+    notes: list[str] = []
+    frames: Sequence[np.ndarray] | None = calibration
+    if frames is None:
+        source = groups.typed(model)
+        values = [value for node in source.graph for value in groups.activations(node.outputs)]
+        strange = sorted(groups.name_of(value) for value in values if value.name not in bundle.ranges)
+        if not strange:
+            return dict(bundle.ranges), notes
+        frames = list(bundle.golden["frame"])
+        notes.append(f"the bundle's INT8 ranges do not fit this version ({strange[0]}): made from its golden frames")
+    inputs = (to_input(frame, bundle.preprocess) for frame in frames)
+    seen = calibrate.observe(model, inputs, bundle.manifest["calibration"]["method"])
+    return seen.ranges, notes + list(seen.warnings)
 
 
 def _choose(
@@ -269,18 +290,11 @@ def _choose(
         return "float", "INT8 fails its golden check on this machine", both, {}
     with work.stage("time"):
         image = to_input(bundle.golden["frame"][0], bundle.preprocess)
-        timing = ab(sessions["int8"], sessions["float"], image)
-    words = f"INT8 {timing['int8_ms']:.2f} ms, float {timing['float_ms']:.2f} ms, measured on this machine"
-    if timing["ratio"] < 1:
-        return "int8", f"INT8 is faster: {words}", both, timing
-    work.warnings.append(f"INT8 fell back to float, which is faster here: {words}")
-    return "float", f"INT8 is slower: {words}", both, timing
-
-
-def ab(int8: ort.Session, plain: ort.Session, image: np.ndarray) -> dict[str, float]:
-    """Times of two sessions, interleaved; "ratio" is the median of paired INT8 / float."""
-    times = ort.ab_time(int8, plain, image, rounds=_AB_ROUNDS)
-    return {"int8_ms": times.a_ms, "float_ms": times.b_ms, "ratio": times.ratio}
+        winner, why, times = ort.pick(sessions["int8"], sessions["float"], image)
+    timing = {"int8_ms": times.a_ms, "float_ms": times.b_ms, "ratio": times.ratio}
+    if winner == "float":
+        work.warnings.append(f"INT8 fell back to float: {why}")
+    return winner, why, both, timing
 
 
 def _lint(pruned: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
@@ -291,7 +305,7 @@ def _lint(pruned: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -
 
 
 def costs_of(bundle: Bundle, pruned: Any, dense: Any, names: list[str]) -> dict[str, dict[str, int]]:
-    """MACs and parameters of ours, the plain shared net, T separate nets and, for a gated model, the dense gated net."""
+    """MACs and parameters of ours, the plain shared net, T separate nets and, for a gated model, the dense one."""
     plain = graph.load(fill(bundle.plain, None))
     singles = [cost.count(prune.keep_outputs(plain, [name])) for name in names]
     counted = {

@@ -1,0 +1,145 @@
+"""`igate export`: a training run becomes a bundle, with golden frames, labels and its accuracy in both precisions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer, say
+from .cli_train import GOLDEN_FRAMES, data_info, stored_run
+from .errors import InputError
+from .files import os_errors
+from .reports.grids import accuracy_grid, results_nets
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .contract import OutputSpec, Preprocess
+    from .training.layout import DataInfo
+
+CALIBRATION_FRAMES = 64
+
+
+def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> Answer:
+    """Package the network of a training run, with ranges, golden frames, labels and its accuracy, into a bundle."""
+    from .cli_inspect import inspect_file
+    from .gating.export import to_onnx
+    from .package import package
+    from .training.recipe import load_net
+
+    net, preprocess = load_net(run)
+    folder = data or _data_of(run)
+    say(f"exporting {run}")
+    onnx = to_onnx(net, preprocess, half_weights=half_weights)
+    specs = [task.spec for task in net.tasks]
+    frames = _Frames(folder, specs, preprocess)
+    about = json.loads((run / "result.json").read_text())
+    packed: dict[str, Any] = {
+        "calibration": frames.calibration,
+        "golden": [frame["image"] for frame in frames.golden],
+        "labels": frames.labels(),
+        "budget": {"own_channels": about["config"]["budget"]},
+        "provenance": provenance(about, frames.info),
+    }
+    results = _results(lambda path: package(onnx, path, **packed), frames, about)
+    with os_errors(out.parent, "create the folder"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    package(onnx, out, results=results, **packed)
+    answer = inspect_file(out)
+    return Answer(
+        answer.document,
+        [
+            *answer.shown,
+            "",
+            accuracy_grid(specs, results_nets(results), "Accuracy on held-out frames"),
+            f"next: igate build {out}",
+        ],
+    )
+
+
+def _data_of(run: Path) -> Path:
+    stored = stored_run(run)
+    if stored is None or not stored["data"]:
+        raise InputError("the run does not say which data it was trained on", str(run), "pass --data DIR")
+    return Path(stored["data"])
+
+
+class _Frames:
+    """Frames of a data folder for a bundle: calibration from the training split, golden ones from the held-out."""
+
+    def __init__(self, folder: Path, specs: Sequence[OutputSpec], preprocess: Preprocess) -> None:
+        from .training.folder import open_split
+
+        self.info, self.specs, self.preprocess = data_info(folder), specs, preprocess
+        train = open_split(folder, "train", ())
+        self.split = "val" if self.info.splits.get("val") else "train"
+        self.held = open_split(folder, self.split, tuple(spec.target or spec.name for spec in specs))
+        self.calibration = [train[k]["image"] for k in _spread(len(train), CALIBRATION_FRAMES)]
+        self.golden = [self.held[k] for k in _spread(len(self.held), GOLDEN_FRAMES)]
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """Labels of the golden frames at network size, by nearest neighbour."""
+        import numpy as np
+
+        found = {}
+        for spec in self.specs:
+            arrays = [np.asarray(frame[spec.target or spec.name]) for frame in self.golden]
+            if spec.dense:
+                arrays = [nearest(array, (self.preprocess.height, self.preprocess.width)) for array in arrays]
+            found[spec.name] = np.stack(arrays)
+        return found
+
+
+def nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map [H,W,...] at another size: each pixel takes the value at its centre.
+
+    >>> import numpy as np
+    >>> nearest(np.arange(4).reshape(1, 4), (1, 2)).tolist()
+    [[1, 3]]
+    """
+    import numpy as np
+
+    rows, columns = (
+        ((np.arange(n) + 0.5) * old / n).astype(np.int64) for n, old in zip(size, label.shape, strict=False)
+    )
+    return label[rows][:, columns]
+
+
+def _spread(total: int, wanted: int) -> list[int]:
+    """`wanted` indices spread evenly over `total`."""
+    wanted = min(total, wanted)
+    return [k * total // wanted for k in range(wanted)]
+
+
+def _results(make: Callable[[Path], Any], frames: _Frames, about: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy of the packaged network in both precisions on the held-out frames, beside what training measured."""
+    from .accuracy import accuracy
+
+    say(f"measuring accuracy on {len(frames.held)} frames of {frames.split!r}, float and INT8")
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "trial.igate"
+        make(trial)
+        found = {precision: accuracy(trial, frames.held, precision) for precision in ("float", "int8")}
+    rivals = {"plain shared net, float": about["plain"]} if about.get("plain") else {}
+    return {"split": frames.split, "frames": len(frames.held), **found, "rivals": rivals}
+
+
+def provenance(about: dict[str, Any], info: DataInfo) -> dict[str, Any]:
+    """How the network came to be, without any path of this machine."""
+    import torch
+
+    config = about["config"]
+    kept = ("recipe", "backbone", "width", "size", "budget", "granule", "tie", "balance", "seed")
+    steps = sum(row["steps"] for row in about["stages"].values())
+    data = {"generator": info.generator, "splits": info.splits}
+    return {
+        **{key: config[key] for key in kept},
+        "steps_in_all": steps,
+        "own_channels": about["hard"],
+        "loss_weights": about["weights"],
+        "data": {key: value for key, value in data.items() if value},
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,196 @@
+"""`igate train`: a data folder becomes a training run."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer, messages, say
+from .errors import DataError, InputError
+from .files import os_errors, write_atomic
+from .reports.grids import accuracy_grid
+from .reports.tables import percent
+
+if TYPE_CHECKING:
+    from .training.layout import DataInfo
+
+#: Of the steps asked for in all, the parts of plain training, final training, search, and each task's fork.
+PARTS = {"plain_steps": 5, "final_steps": 5, "search_steps": 1, "fork_steps": 1}
+SOURCE = "source.json"
+GOLDEN_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Options of `igate train`; None = not given."""
+
+    data: str | None
+    out: Path
+    tasks: tuple[str, ...]
+    backbone: str | None
+    width: int | None
+    size: str | None
+    budget: float | None
+    steps: int | None
+    seed: int | None
+    frames: int | None
+    resume: bool
+
+
+def train_run(args: TrainArgs) -> Answer:
+    """Train, or go on training, and leave a folder that `igate export` takes."""
+    import torch
+
+    from .training.config import TrainConfig
+    from .training.recipe import summary, train
+
+    stored, fresh = stored_run(args.out), not args.resume
+    if stored is not None and fresh:
+        fix = "add --resume to go on with it, or choose another --out"
+        raise InputError("this folder already holds a training run", str(args.out), fix)
+    if stored is None and args.resume:
+        raise InputError("there is no training run to go on with", f"{args.out} has no config.json", "drop --resume")
+    data = _data(args, stored)
+    info = data_info(data)
+    asked = settings(args, len(args.tasks or tuple(info.tasks)))
+    if stored is not None:
+        _same(stored["config"], asked)
+        config = TrainConfig.from_json(stored["config"])
+    else:
+        config = TrainConfig(**asked)
+    with os_errors(args.out, "create the folder"):
+        args.out.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.out / SOURCE, json.dumps({"data": str(data.resolve())}) + "\n")
+    say(f"training on {data} with {torch.get_num_threads()} thread(s); stop any time, --resume goes on")
+    with _Bar() as bar:
+        done = train(data, args.out, config, resume=True, progress=bar)
+    result = summary(done)
+    shown: list[Any] = [
+        accuracy_grid(done.specs, {"ours, gated": result["metrics"], "plain shared net": result["plain"]})
+    ]
+    owned = ", ".join(f"{name} {percent(share)}" for name, share in result["hard"].items())
+    shown += [f"channels of their own: {owned}", f"next: igate export {args.out} --out {args.out.name}.igate"]
+    return Answer({"run": str(args.out), **result}, shown)
+
+
+def settings(args: TrainArgs, tasks: int) -> dict[str, Any]:
+    """The options that were given, as fields of TrainConfig."""
+    found: dict[str, Any] = {"tasks": args.tasks} if args.tasks else {}
+    named = {"backbone": args.backbone, "width": args.width, "budget": args.budget, "seed": args.seed}
+    found |= {key: value for key, value in named.items() if value is not None}
+    if args.size is not None:
+        found["size"] = parse_size(args.size)
+    if args.steps is not None:
+        found |= plan_steps(args.steps, tasks)
+    return found
+
+
+def plan_steps(total: int, tasks: int) -> dict[str, int]:
+    """Share `total` optimiser steps among the recipe's stages; every stage gets at least one.
+
+    >>> plan_steps(1400, 3)
+    {'plain_steps': 500, 'final_steps': 500, 'search_steps': 100, 'fork_steps': 100}
+    """
+    units = sum(PARTS.values()) - 1 + tasks
+    return {name: max(1, round(total * part / units)) for name, part in PARTS.items()}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "128x96" (width x height, as people say it) as (height, width).
+
+    >>> parse_size("128x96")
+    (96, 128)
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError("not an image size", repr(text), "write WIDTHxHEIGHT, for example 128x96")
+    return int(parts[1]), int(parts[0])
+
+
+def stored_run(out: Path) -> dict[str, Any] | None:
+    """Config and data of the run in `out`, or None when there is none."""
+    if not (out / "config.json").exists():
+        return None
+    try:
+        config = json.loads((out / "config.json").read_text())
+        source = json.loads((out / SOURCE).read_text()) if (out / SOURCE).exists() else {}
+    except ValueError as error:
+        raise InputError("the run's settings cannot be read", f"{out}: {error}", "choose another --out") from error
+    return {"config": config, "data": source.get("data")}
+
+
+def _same(stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than the run was started with."""
+    for key, value in json.loads(json.dumps(asked)).items():
+        if stored.get(key) != value:
+            evidence = f"{key} is {stored.get(key)} in the run, {value} was asked for"
+            raise InputError(
+                "--resume goes on with the settings of the run", evidence, "drop the option, or choose another --out"
+            )
+
+
+def _data(args: TrainArgs, stored: dict[str, Any] | None) -> Path:
+    """The data folder; generated first when the word "tabletop" was given."""
+    if stored is not None and args.data is None and stored["data"]:
+        return Path(stored["data"])
+    if args.data is None:
+        raise InputError(
+            "no data to train on", "--data was not given", "pass --data DIR, or --data tabletop to generate frames"
+        )
+    if args.data != "tabletop":
+        if args.frames is not None:
+            raise InputError("--frames is for generated data", f"--data is {args.data}", "drop --frames")
+        return Path(args.data)
+    from .training.tabletop import generate
+
+    size, count = parse_size(args.size or "128x96"), args.frames or 4000
+    folder = Path("data") / f"tabletop-{size[1]}x{size[0]}-{count}"
+    generate(folder, train=count, val=min(300, max(GOLDEN_FRAMES, count // 10)), size=size, workers=os.cpu_count() or 1)
+    return folder
+
+
+def data_info(data: Path) -> DataInfo:
+    """What a data folder says it holds; raises DataError."""
+    from .training.layout import read_info
+
+    if not data.exists():
+        raise DataError("no such data folder", str(data), "check the path, or pass --data tabletop to generate frames")
+    return read_info(data)
+
+
+class _Bar:
+    """Training progress on stderr: a bar on a terminal, else a line at each quarter of a stage."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = messages()
+        columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[values]}"), console=self._console, transient=True)
+        self._stage, self._said = "", -1
+        self._task: Any = None
+
+    def __enter__(self) -> _Bar:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, stage: str, step: int, steps: int, values: dict[str, float]) -> None:
+        text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        quarter = 4 * step // max(steps, 1)
+        if stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._stage, self._said = stage, -1
+            self._task = self._bar.add_task(stage, total=steps, values="")
+        if self._console.is_terminal and self._task is not None:
+            self._bar.update(self._task, completed=step, values=text)
+        elif quarter != self._said:
+            say(f"{stage} {step}/{steps}: {text}")
+        self._said = quarter

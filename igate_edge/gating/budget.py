@@ -1,0 +1,174 @@
+"""Budgets on gates: each is called as budget(net) and gives a scalar to add to the task loss.
+
+All push the gates of every task at every step, also of tasks that are absent from a batch: a budget belongs to the
+network, not to a batch. Milliseconds are the business of the finished engine; a fraction of gates or MACs is what is
+held here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .gate import Gates, is_open
+from .net import InterroGateNet, site_weights
+from .site import GateSite
+
+Target = float | Mapping[str, float]
+JUST = 1e-3  # logit of a gate that fix_fraction flips: just across the threshold
+
+
+@dataclass(frozen=True)
+class SparsityHinge:
+    """The paper's budget (method.md section 2, eq. 4): weight / T * sum_t max(0, mean_l mean_c sigmoid(alpha_t) -
+    tau_t).
+
+    tau: one number, or one per task. Its gradient is exactly 0 for a task at or below its tau. It holds the soft gate,
+    not the hard one: all sigmoids at 0.51 count 0.51 though every gate is open. Measure `net.hard_fractions()`, or use
+    HardFraction.
+    """
+
+    tau: Target
+    weight: float = 1.0
+    ramp: float = 0.0
+
+    def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
+        soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
+        over = torch.relu(soft - _targets(self.tau, net, soft))
+        return _ramp(self.ramp, progress) * self.weight * over.mean()
+
+
+@dataclass(frozen=True)
+class L1Gates:
+    """The ablation without a threshold: weight * mean over tasks, sites and channels of sigmoid(alpha)."""
+
+    weight: float = 1.0
+    ramp: float = 0.0
+
+    def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
+        soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
+        return _ramp(self.ramp, progress) * self.weight * soft.mean()
+
+
+@dataclass(frozen=True)
+class HardFraction:
+    """Holds the fraction of open gates itself (recipe.md section 2): weight / T * sum_t max(0, h_t - target_t).
+
+    h_t: mean of the hard gates through their straight-through estimate; cost "uniform": every site counts the same,
+    "macs": sites count by their MACs. target: in [0, 1], one number or one per task. ramp: the weight grows linearly
+    until `progress` (fraction of the search done, in [0, 1]) reaches it. Raises InputError.
+    """
+
+    target: Target
+    weight: float = 1.0
+    cost: str = "uniform"
+    ramp: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.cost not in ("uniform", "macs"):
+            raise InputError(f"unknown cost {self.cost!r}", "known: uniform, macs", "use one of these")
+
+    def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
+        opened = _means(net, Gates.hard, site_weights(net, _cost_table(net, self.cost)))
+        over = torch.relu(opened - _targets(self.target, net, opened))
+        return _ramp(self.ramp, progress) * self.weight * over.mean()
+
+
+@torch.no_grad()
+def fix_fraction(net: InterroGateNet, target: Target, cost: str = "uniform") -> dict[str, int]:
+    """Bring every task's hard fraction as near to its target as whole gates allow; returns the flips per task.
+
+    The logits nearest to the threshold flip, in order of rank: of the open ones the lowest, of the closed ones the
+    highest. Meant for the last few at the freeze, before `freeze_gates`; it may change many if the search ended
+    elsewhere.
+    """
+    weights = site_weights(net, _cost_table(net, cost))
+    shares = _granule_shares(net, weights)
+    goals = _targets(target, net, torch.zeros(len(net.tasks), dtype=torch.float64)).tolist()
+    return {task: _fix_task(task, goal, shares) for task, goal in zip(net.task_names, goals, strict=True)}
+
+
+def _fix_task(task: str, goal: float, shares: list[tuple[Gates, Tensor]]) -> int:
+    if any(gates.is_frozen for gates, _ in shares):
+        raise InputError("the gates are frozen", "their decisions are fixed", "call fix_fraction before freeze_gates")
+    logits = torch.cat([gates.alpha[task].detach().double().cpu() for gates, _ in shares])
+    share = torch.cat([part for _, part in shares])
+    before = is_open(logits)
+    opened, excess = before.tolist(), float(share[before].sum()) - goal
+    order, weights, settled = logits.abs().argsort(stable=True).tolist(), share.tolist(), False
+    while not settled:
+        settled = True
+        for index in order:
+            moved = excess - weights[index] if opened[index] else excess + weights[index]
+            if abs(moved) < abs(excess) - 1e-12:  # rounding of the sums must not flip a gate for nothing
+                opened[index], excess, settled = not opened[index], moved, False
+    after = torch.tensor(opened)
+    flipped = after != before
+    start = 0
+    for gates, part in shares:
+        alpha, piece = gates.alpha[task], slice(start, start + part.numel())
+        start += part.numel()
+        crossed = torch.where(after[piece], JUST, -JUST).to(alpha)
+        alpha.copy_(torch.where(flipped[piece].to(alpha.device), crossed, alpha))
+        gates.version += 1
+    return int(flipped.sum())
+
+
+def _granule_shares(net: InterroGateNet, weights: Mapping[str, float]) -> list[tuple[Gates, Tensor]]:
+    """Each Gates object once, with what one of its logits contributes to a task's fraction (summed over tied sites)."""
+    found: dict[int, tuple[Gates, Tensor]] = {}
+    for site in net.gate_sites():
+        gates = site.gates
+        sizes = torch.full((gates.alpha[gates.tasks[0]].numel(),), float(gates.granule), dtype=torch.float64)
+        sizes[-1] = gates.channels - gates.granule * (sizes.numel() - 1)
+        part = sizes / gates.channels * weights[site.name]
+        known = found.get(id(gates))
+        found[id(gates)] = (gates, part if known is None else known[1] + part)
+    return list(found.values())
+
+
+def _means(net: InterroGateNet, measure: Callable[[Gates], Tensor], weights: Mapping[str, float]) -> Tensor:
+    """[T]: weighted mean over sites of the mean over channels of measure(gates), a [T,C] tensor."""
+    per_gates: dict[int, Tensor] = {}
+    total: Tensor | None = None
+    for site in net.gate_sites():
+        mean = _mean_of(site, measure, per_gates)
+        total = mean * weights[site.name] if total is None else total + mean * weights[site.name]
+    assert total is not None
+    return total
+
+
+def _mean_of(site: GateSite, measure: Callable[[Gates], Tensor], known: dict[int, Tensor]) -> Tensor:
+    key = id(site.gates)
+    if key not in known:
+        known[key] = measure(site.gates).mean(1)
+    return known[key]
+
+
+def _cost_table(net: InterroGateNet, cost: str) -> dict[str, float] | None:
+    return net.site_costs() if cost == "macs" else None
+
+
+def _targets(target: Target, net: InterroGateNet, like: Tensor) -> Tensor:
+    names = net.task_names
+    if isinstance(target, Mapping):
+        if set(target) != set(names):
+            raise InputError(
+                "targets do not match the tasks",
+                f"targets for {', '.join(sorted(target))}; tasks are {', '.join(names)}",
+                "give one target per task",
+            )
+        values = [float(target[name]) for name in names]
+    else:
+        values = [float(target)] * len(names)
+    if not all(0 <= value <= 1 for value in values):
+        raise InputError("a target fraction is outside of [0, 1]", f"{values}", "pass a fraction, not a percentage")
+    return like.new_tensor(values)
+
+
+def _ramp(ramp: float, progress: float) -> float:
+    return 1.0 if ramp <= 0 else min(1.0, max(0.0, progress / ramp))

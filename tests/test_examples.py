@@ -1,0 +1,20 @@
+"""The examples run as they stand, with fewer steps."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from igate_edge import Bundle
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def test_own_backbone(tmp_path, capsys):
+    main = runpy.run_path(str(EXAMPLES / "own_backbone.py"))["main"]
+    main(str(tmp_path / "own.igate"), search=2, steps=4)
+    bundle = Bundle.read(tmp_path / "own.igate")
+    opened = [share for site in bundle.manifest["gates"] for share in site["open"].values()]
+    assert {task["name"] for task in bundle.manifest["tasks"]} == {"semseg", "depth"}
+    assert any("1" in share for share in opened) and any("0" in share for share in opened), "a quarter is open"
+    assert "engine runs in" in capsys.readouterr().out
