@@ -34,9 +34,9 @@ _RANDOM_FRAMES = 8
 class BenchRow:
     """One net: times in ms (median and quartiles), MACs and parameters, share of convolution MACs that ran as INT8.
 
-    ratio: median over rounds of this net's time / the plain INT8 net's time in the same round, with the 95 % interval of
-    that median and the rounds' quartiles; spread = (third - first quartile) / median. meaningful is False, and note says
-    why, when the ratio is not to be believed.
+    ratio: median over rounds of this net's time / the plain INT8 net's time in the same round, with the 95 % interval
+    of that median and the rounds' quartiles; spread = (third - first quartile) / median. meaningful is False, and note
+    says why, when the ratio is not to be believed.
     """
 
     name: str
@@ -165,7 +165,7 @@ def ratio(ours: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
 
 
 def _median_interval(ordered: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the median from order statistics: whatever the distribution, ranks n/2 +- 0.98 sqrt(n) hold it."""
+    """95 % interval of the median from order statistics, whatever the distribution: ranks n/2 +- 0.98 sqrt(n)."""
     count = len(ordered)
     reach = 0.98 * np.sqrt(count)
     low, high = int(np.floor((count - 1) / 2 - reach)), int(np.ceil((count - 1) / 2 + reach))

@@ -53,7 +53,7 @@ def messages() -> Console:
 
 def say(text: str) -> None:
     """One line for people on stderr."""
-    messages().print(text, markup=False)
+    messages().print(text, markup=False, soft_wrap=True)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

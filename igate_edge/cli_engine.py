@@ -119,14 +119,16 @@ def run_bundle(
     """Run a bundle on frames and write pictures and arrays."""
     import time
 
-    from .cli_frames import depth_limits, make_folder, open_frames, write_frame
+    from .cli_frames import depth_limits, make_folder, open_frames, video_writer, write_frame
     from .runtime.engine import Engine
 
     frames = open_frames(source)
     make_folder(out)
     total = min(limit, frames.count or limit) if limit else frames.count
     written, spent, done = [], 0.0, 0
-    with Engine.open(path, threads=threads, precision=precision, cache_dir=cache) as engine:
+    film = out / f"{source.stem}.mp4"
+    engine = Engine.open(path, threads=threads, precision=precision, cache_dir=cache)
+    with engine, video_writer(film, frames.rate) as add:
         report, tasks = engine.report, engine.tasks
         limits: dict[str, tuple[float, float]] = {}
         for name, frame in progress(islice(frames.items, limit), f"running {path.name}", total):
@@ -134,9 +136,12 @@ def run_bundle(
             outputs = engine(frame)
             spent += time.perf_counter() - start
             limits = limits or depth_limits(tasks, {spec.name: [outputs[spec.name]] for spec in tasks})
-            files, _ = write_frame(out, name, frame, tasks, outputs, limits)
+            files, sheet = write_frame(out, name, frame, tasks, outputs, limits)
+            add(sheet)
             written += files
             done += 1
+    if frames.rate is not None:
+        written.append(film)
     document = {
         "bundle": str(path),
         "input": str(source),
@@ -148,8 +153,13 @@ def run_bundle(
         "files": [str(file) for file in written],
         "warnings": report.warnings,
     }
-    speed = f"{1000 * spent / done:.1f} ms a frame with pre- and postprocessing ({report.precision})"
-    kinds = ", ".join(f"NAME_{spec.name}.png" for spec in tasks if spec.dense)
-    shown = [f"{done} frame(s), {speed}", f"pictures: {out}/NAME.png side by side{', ' + kinds if kinds else ''}"]
-    shown.append(f"arrays:   {out}/NAME.npz")
-    return Answer(document, shown + [f"note: {warning}" for warning in report.warnings])
+    return Answer(document, _run_shown(document, [spec.name for spec in tasks if spec.dense]))
+
+
+def _run_shown(document: dict[str, Any], pictured: list[str]) -> list[Any]:
+    out, films = document["out"], [file for file in document["files"] if file.endswith(".mp4")]
+    speed = f"{document['ms_per_frame']:.1f} ms a frame with pre- and postprocessing ({document['precision']})"
+    kinds = "".join(f", NAME_{task}.png" for task in pictured)
+    shown = [f"{document['frames']} frame(s), {speed}", f"pictures: {out}/NAME.png side by side{kinds}"]
+    shown += [f"arrays:   {out}/NAME.npz", *(f"video:    {film}" for film in films)]
+    return [*shown, *(f"note: {warning}" for warning in document["warnings"])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,39 +25,37 @@ CALIBRATION_FRAMES = 64
 
 def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> Answer:
     """Package the network of a training run, with ranges, golden frames, labels and its accuracy, into a bundle."""
+    from .bundle import write_bundle
     from .cli_inspect import inspect_file
     from .gating.export import to_onnx
     from .package import package
     from .training.recipe import load_net
 
     net, preprocess = load_net(run)
-    folder = data or _data_of(run)
-    say(f"exporting {run}")
-    onnx = to_onnx(net, preprocess, half_weights=half_weights)
     specs = [task.spec for task in net.tasks]
-    frames = _Frames(folder, specs, preprocess)
+    frames = _Frames(data or _data_of(run), specs, preprocess)
     about = json.loads((run / "result.json").read_text())
-    packed: dict[str, Any] = {
-        "calibration": frames.calibration,
-        "golden": [frame["image"] for frame in frames.golden],
-        "labels": frames.labels(),
-        "budget": {"own_channels": about["config"]["budget"]},
-        "provenance": provenance(about, frames.info),
-    }
-    results = _results(lambda path: package(onnx, path, **packed), frames, about)
     with os_errors(out.parent, "create the folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    package(onnx, out, results=results, **packed)
+    say(f"exporting {run}")
+    onnx = to_onnx(net, preprocess, half_weights=half_weights)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / out.name
+        bundle = package(
+            onnx,
+            trial,
+            calibration=frames.calibration,
+            golden=[frame["image"] for frame in frames.golden],
+            labels=frames.labels(),
+            budget={"own_channels": about["config"]["budget"]},
+            provenance=provenance(about, frames.info),
+        )
+        results = _results(trial, frames, about)
+    parts: dict[str, Any] = {"ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
+    write_bundle(out, {**bundle.manifest, "results": results}, model=bundle.model, **parts)
     answer = inspect_file(out)
-    return Answer(
-        answer.document,
-        [
-            *answer.shown,
-            "",
-            accuracy_grid(specs, results_nets(results), "Accuracy on held-out frames"),
-            f"next: igate build {out}",
-        ],
-    )
+    table = accuracy_grid(specs, results_nets(results), "Accuracy on held-out frames")
+    return Answer(answer.document, [*answer.shown, "", table, f"next: igate build {out}"])
 
 
 def _data_of(run: Path) -> Path:
@@ -114,16 +112,17 @@ def _spread(total: int, wanted: int) -> list[int]:
     return [k * total // wanted for k in range(wanted)]
 
 
-def _results(make: Callable[[Path], Any], frames: _Frames, about: dict[str, Any]) -> dict[str, Any]:
+def _results(bundle: Path, frames: _Frames, about: dict[str, Any]) -> dict[str, Any]:
     """Accuracy of the packaged network in both precisions on the held-out frames, beside what training measured."""
     from .accuracy import accuracy
 
     say(f"measuring accuracy on {len(frames.held)} frames of {frames.split!r}, float and INT8")
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / "trial.igate"
-        make(trial)
-        found = {precision: accuracy(trial, frames.held, precision) for precision in ("float", "int8")}
+    found = {precision: accuracy(bundle, frames.held, precision) for precision in ("float", "int8")}
     rivals = {"plain shared net, float": about["plain"]} if about.get("plain") else {}
+    names = [spec.name for spec in frames.specs]
+    singles = {name: about["stages"].get(f"single-{name}", {}).get("metrics", {}).get(name) for name in names}
+    if all(singles.values()):
+        rivals["single-task nets, float"] = singles
     return {"split": frames.split, "frames": len(frames.held), **found, "rivals": rivals}
 
 

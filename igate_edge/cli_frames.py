@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .contract import OutputSpec
 from .errors import DataError, UnavailableError
-from .files import os_errors, write_atomic
+from .files import atomic_writer, os_errors, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +26,14 @@ ARRAYS = (".npy",)
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of one input: (name, uint8 RGB [H,W,3]) one at a time; `count` is None when a video does not say."""
+    """Frames of one input: (name, uint8 RGB [H,W,3]) one at a time; `count` is None when a video does not say.
+
+    `rate`: frames a second of a video, None for images.
+    """
 
     count: int | None
     items: Iterator[tuple[str, np.ndarray]]
-    video: bool = False
+    rate: float | None = None
 
 
 def open_frames(source: Path) -> Frames:
@@ -104,12 +109,13 @@ def _video(source: Path) -> Frames:
         with av.open(str(source)) as container:
             if not container.streams.video:
                 raise DataError("the file holds no video", str(source), "pass a file with a video stream")
-            count = container.streams.video[0].frames or None
+            stream = container.streams.video[0]
+            count, rate = stream.frames or None, float(stream.average_rate or 30)
     except av.error.FFmpegError as error:
         raise DataError(
             "the video cannot be read", f"{source}: {error}", "check the file with a video player"
         ) from error
-    return Frames(count, _decode_video(source), video=True)
+    return Frames(count, _first(_decode_video(source)), rate)
 
 
 def _decode_video(source: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -123,6 +129,34 @@ def _decode_video(source: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise DataError(
             "the video cannot be decoded", f"{source}: {error}", "check the file with a video player"
         ) from error
+
+
+@contextlib.contextmanager
+def video_writer(path: Path, rate: float | None) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield a function that adds a picture uint8 [H,W,3] to an MP4 at `path`, written whole or not at all.
+
+    The first picture sets the size; others are cut or filled with white to it. `rate` None: nothing is written.
+    """
+    if rate is None:
+        yield lambda picture: None
+        return
+    import av
+    import numpy as np
+
+    with atomic_writer(path) as file, av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=Fraction(rate).limit_denominator(1000))
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+
+        def add(picture: np.ndarray) -> None:
+            if not stream.width:
+                stream.height, stream.width = (n + n % 2 for n in picture.shape[:2])
+            page = np.full((stream.height, stream.width, 3), 255, np.uint8)
+            part = picture[: stream.height, : stream.width]
+            page[: part.shape[0], : part.shape[1]] = part
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(page, format="rgb24")))
+
+        yield add
+        container.mux(stream.encode(None))
 
 
 def depth_limits(tasks: Sequence[OutputSpec], maps: dict[str, list[np.ndarray]]) -> dict[str, tuple[float, float]]:

@@ -52,9 +52,13 @@ def tasks(*names: str) -> list:
 
 
 def settle(net: nn.Module, seed: int = 0) -> None:
-    """Norm statistics, mixes and gates away from where they start."""
+    """Weights that the seed alone decides; norm statistics, mixes and gates away from where they start."""
     rng = torch.Generator().manual_seed(seed)
     for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1, generator=rng)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -0.3, 0.3, generator=rng)
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.copy_(0.2 * torch.randn(module.num_features, generator=rng))
             module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=rng))
@@ -66,14 +70,12 @@ def settle(net: nn.Module, seed: int = 0) -> None:
 
 
 def gated(backbone: nn.Module, names: tuple[str, ...] = (), **options) -> nn.Module:
-    torch.manual_seed(0)
     net = interrogate(backbone, tasks(*names), example=torch.zeros(1, 3, 32, 48), **options)
     settle(net)
     return net.eval()
 
 
 def plain(backbone: nn.Module, names: tuple[str, ...] = ()) -> nn.Module:
-    torch.manual_seed(0)
     net = PlainNet(backbone, tasks(*names), example=torch.zeros(1, 3, 32, 48))
     settle(net)
     return net.eval()
@@ -122,7 +124,6 @@ class Head(nn.Module):
 
 def with_heads(*calls) -> nn.Module:
     """One task per call: depth_0, depth_1... The map that every call gets is [1, 8, 8, 12]."""
-    torch.manual_seed(0)
     heads = [lambda _features, call=call: Head(call) for call in calls]
     net = PlainNet(tiny(), [Depth(f"depth_{i}", head=head) for i, head in enumerate(heads)])
     settle(net)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from igate_edge.bench import BenchReport, BenchRow
@@ -27,7 +29,10 @@ SITES = [
 
 def row(name: str, label: str, macs: int, ms: float) -> BenchRow:
     ratio = ms / 2.0
-    return BenchRow(name, label, macs, macs // 10, 1.0, ms, (ms, ms), ratio, (ratio, ratio), 0.0, True, "")
+    times: Any = {"ms": ms, "ms_quartiles": (ms, ms), "ratio": ratio, "ratio_interval": (ratio, ratio), "spread": 0.0}
+    return BenchRow(
+        name, label, macs, macs // 10, int8_share=1.0, ratio_quartiles=(ratio, ratio), meaningful=True, note="", **times
+    )
 
 
 def make_evidence() -> Evidence:
@@ -73,7 +78,8 @@ def make_evidence() -> Evidence:
         tasks=[s.name for s in SPECS], precision="int8", reason="INT8 is faster: INT8 3.00 ms, float 5.00 ms",
         cached=False,
         key="k", path="", seconds={"prune": 0.1}, cost=cost, pruning={}, coverage={"int8_conv_macs_share": 0.97},
-        timing={}, golden=golden, lint=[], warnings=["pruning stopped at Loop node7: all its channels are kept"], device=device,
+        timing={}, golden=golden, lint=[], device=device,
+        warnings=["pruning stopped at Loop node7: all its channels are kept"],
     )  # fmt: skip
     verify = VerifyReport("made-up.igate", bundle.seal, {}, golden, lint=[], warnings=[], problems=[], passed=True)
     rows = [
@@ -82,6 +88,13 @@ def make_evidence() -> Evidence:
         row("plain", "plain shared net, INT8", 1000, 2.0),
         row("separate", "3 separate nets, INT8", 3000, 6.0),
     ]
-    pair = {"ratio": 2.0, "quartiles": (2.0, 2.0), "spread": 0.0, "meaningful": True}
+    pair = {
+        "ratio": 2.0,
+        "interval": (2.0, 2.0),
+        "quartiles": (2.0, 2.0),
+        "spread": 0.0,
+        "meaningful": True,
+        "note": "",
+    }
     bench = BenchReport("made-up.igate", bundle.seal, 40, 1, True, device, rows, pair, [])
     return Evidence("made-up.igate", 2_500_000, bundle, build, verify, bench, shown)

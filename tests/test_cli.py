@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from igate_edge import cli, cli_console
-from igate_edge.errors import CheckFailed, UnavailableError
+from igate_edge.errors import CheckFailed, ConvertError, UnavailableError
 from igate_edge.package import package
 
 COMMANDS = ("doctor", "inspect", "train", "export", "build", "verify", "bench", "run", "report", "demo")
@@ -92,6 +92,7 @@ def test_an_error_for_people_is_on_stderr_with_its_fix(tmp_path: Path) -> None:
     ("error", "code", "words"),
     [
         (CheckFailed("a", "b", "c"), 1, "a"),
+        (ConvertError("cannot trace", "node 7 branches on data", "rewrite it"), 2, "node 7"),
         (UnavailableError("a", "b", "c"), 3, "a"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 3, "free disk space"),
         (MemoryError(), 3, "not enough memory"),
@@ -262,6 +263,11 @@ def test_run_takes_a_video(bundle: Path, tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     result = igate("run", bundle, path, "--out", tmp_path / "out", "--cache", tmp_path / "c", "--json")
     assert result.code == 0 and result.json["frames"] == 3
+    film = tmp_path / "out" / "clip.mp4"
+    assert str(film) in result.json["files"]
+    with av.open(str(film)) as container:
+        stream = container.streams.video[0]
+        assert sum(1 for _ in container.decode(stream)) == 3 and float(stream.average_rate) == 10
 
 
 def test_report_is_written_whole(bundle: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import igate_edge
 
 HEAVY = ("torch", "triton", "onnxruntime", "onnx", "cuda", "pycuda", "tensorrt", "lightning", "numpy", "PIL")
-TORCH_SIDE = ("igate_edge.gating", "igate_edge.training", "igate_edge.backbones")
+TORCH_SIDE = ("igate_edge.gating", "igate_edge.training", "igate_edge.backbones", "igate_edge.kernels.gated_select")
 
 
 def python(code: str) -> str:

@@ -57,7 +57,7 @@ def test_the_whole_chain(tmp_path: Path) -> None:
         (loss + budget(net)).backward()
         weights.step()
         gates.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert all(fraction < 1 for fraction in net.hard_fractions().values()), "the gates moved"
 

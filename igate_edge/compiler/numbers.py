@@ -21,7 +21,8 @@ class Numbers:
 
     >>> table = Numbers()
     >>> x, y = table.new(2)
-    >>> bool(table.combine({x: 0.25, y: 0.75}) == table.combine({y: 0.75, x: 0.25})), bool(table.combine({x: 1.0}) == x)
+    >>> a, b, c = table.combine([{x: 0.25, y: 0.75}, {y: 0.75, x: 0.25}, {x: 1.0}])
+    >>> bool(a == b), bool(c == x)
     (True, True)
     """
 
@@ -91,22 +92,27 @@ class Numbers:
         form = self.forms.get(number)
         return dict(form) if form is not None else {number: 1.0}
 
-    def combine(self, terms: dict[int, float]) -> int:
-        """Number of a linear form; one atom with coefficient 1 is that atom, no atom at all is a constant."""
-        kept = {atom: float(np.float32(weight)) for atom, weight in terms.items() if weight != 0}
-        if not kept:
-            return self.constant(0.0)
-        if len(kept) == 1:
-            (atom, weight), *_ = kept.items()
-            if atom == ONE:
-                return self.constant(weight)
-            if abs(weight - 1.0) <= TOLERANCE:
-                return atom
-        key = tuple(sorted(kept.items()))
-        ids, fresh = self.intern("linear", [key])
-        if len(fresh):
-            self.forms[int(ids[0])] = key
-        return int(ids[0])
+    def combine(self, forms: Sequence[dict[int, float]]) -> Ids:
+        """Numbers of linear forms; one atom with coefficient 1 is that atom, no atom at all is a constant."""
+        ids = np.empty(len(forms), np.int64)
+        keys: dict[int, tuple[tuple[int, float], ...]] = {}
+        for position, terms in enumerate(forms):
+            kept = [(atom, weight) for atom, weight in terms.items() if weight != 0]
+            if not kept:
+                ids[position] = self.constant(0.0)
+            elif len(kept) == 1 and kept[0][0] == ONE:
+                ids[position] = self.constant(kept[0][1])
+            elif len(kept) == 1 and abs(kept[0][1] - 1.0) <= TOLERANCE:
+                ids[position] = kept[0][0]
+            else:
+                keys[position] = tuple(sorted((atom, float(np.float32(weight))) for atom, weight in kept))
+        if keys:
+            made, fresh = self.intern("linear", keys.values())
+            ids[list(keys)] = made
+            wanted = list(keys.values())
+            for index in fresh.tolist():
+                self.forms[int(made[index])] = wanted[index]
+        return ids
 
     def is_constant(self, ids: Ids) -> np.ndarray:
         """bool, shaped as `ids`: which are one value everywhere."""

@@ -36,9 +36,9 @@ BIAS_LIMIT = float(2**28)
 def quantize(model: ir.Model, ranges: Mapping[str, Range], dialect: str = "ort") -> ir.Model:
     """The INT8 form of a static float model, as a new model; inputs, outputs, metadata and opset stay.
 
-    `ranges`: calibrated (low, high) of every float tensor, from `calibrate`. `dialect`: "ort" or "trt". The
-    stored tensor of activation `v` is named `v_q`, its float value `v_dq`. Raises GraphError (a tensor without a range, opset outside
-    17-19), DataError (a range that is not finite or reversed) and InputError (unknown dialect).
+    `ranges`: calibrated (low, high) of every float tensor, from `calibrate`. `dialect`: "ort" or "trt". The stored
+    tensor of activation `v` is named `v_q`, its float value `v_dq`. Raises GraphError (a tensor without a range, opset
+    outside 17-19), DataError (a range that is not finite or reversed) and InputError (unknown dialect).
     """
     if dialect not in ("ort", "trt"):
         raise InputError(f"unknown dialect {dialect!r}", "known: ort, trt", "use one of these")

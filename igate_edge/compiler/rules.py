@@ -209,7 +209,7 @@ def _add(scope: Scope, node: ir.Node) -> Fact | None:
 
 def _mix(scope: Scope, node: ir.Node, terms: list[dict[int, float]]) -> Fact:
     before = scope.numbers.count
-    ids = np.array([scope.numbers.combine(term) for term in terms], np.int64)
+    ids = scope.numbers.combine(terms)
     born, first = np.unique(ids, return_index=True)
     fresh = np.sort(first[(born >= before) & ~scope.numbers.is_constant(born)])
     scope.scaled.add(name_of(node.outputs[0]))

@@ -1,7 +1,11 @@
-"""Frozen gates: only the rows that somebody reads are computed, so a training step costs about 1 + (T-1)p, not T + 1.
+"""Frozen gates: only the rows that somebody reads are computed, about 1 + (T-1)p of a plain net's, not T + 1.
 
 Equal to the dense execution: a batch norm row sees the same values either way. Running statistics of rows that are
 never read are no longer updated, and a branch without an open gate in a layer does not run there.
+
+Measured, one CPU thread, ResNet-18 layout, T = 3, the same eighth of all channels open for every task, training step
+over the plain net's: width 32 2.2 (dense gated 3.9), width 64 1.8 (3.7). Rows alone would give 1.25; narrow
+convolutions are less efficient than wide ones.
 """
 
 from __future__ import annotations
@@ -165,8 +169,9 @@ class Compact:
         blocks: Mapping[int, Block],
         weights: Mapping[int, Callable[[], Tensor]],
     ) -> None:
-        self.plan, self.branches, self.fixed, self.blocks, self.weights = plan, branches, fixed, blocks, weights
-        self.inner = {step: site for site, block in blocks.items() for step in block.inner}
+        self.plan, self.branches, self.fixed, self.weights = plan, branches, fixed, weights
+        self.blocks = {s: b for s, b in blocks.items() if all(_as_placed(plan, m, b.body) for m in branches)}
+        self.inner = {step: site for site, block in self.blocks.items() for step in block.inner}
 
     def selector(self, silent: Collection[int]) -> Select:
         """The select of `run`; streams in `silent` learn nothing."""
@@ -186,6 +191,17 @@ class Compact:
             return select_fixed(site, rows, after, self.weights[index])
 
         return select
+
+
+def _as_placed(plan: Plan, module: nn.Module, body: Chain | Sum | int) -> bool:
+    """False when a layer was replaced later (SyncBatchNorm, a parametrisation): its own forward must run."""
+    if isinstance(body, int):
+        return True
+    if isinstance(body, Sum):
+        return _as_placed(plan, module, body.left) and _as_placed(plan, module, body.right)
+    conv = module.get_submodule(plan.steps[body.conv].target)
+    norm = None if body.norm is None else module.get_submodule(plan.steps[body.norm].target)
+    return type(conv) is nn.Conv2d and (norm is None or type(norm) is nn.BatchNorm2d)
 
 
 def _read(fetch: Fetch, stream: int, index: int) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ConvertError
+from ..errors import ConvertError, UnavailableError
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -75,9 +75,12 @@ def _quiet() -> Iterator[None]:
 def trace(view: nn.Module, example: Tensor) -> onnx_ir.Model:
     """The view as an ONNX graph, simplified, with every node named after the module it comes from."""
     import onnx_ir.passes.common as passes
-    import onnxscript.optimizer
-    import onnxscript.rewriter
 
+    try:
+        import onnxscript.optimizer
+        import onnxscript.rewriter
+    except ImportError as error:
+        raise UnavailableError("ONNX export needs onnxscript", str(error), "pip install 'igate-edge[train]'") from error
     try:
         with _quiet():
             with _FixedPools():

@@ -281,7 +281,7 @@ def _block(found: _Analysis, site: int) -> Block | None:
 
 def _body(found: _Analysis, step: Step, inner: set[int]) -> Chain | Sum | int | None:
     module = found.called(step)
-    if isinstance(module, nn.BatchNorm2d):
+    if type(module) is nn.BatchNorm2d:
         conv = found.plan.steps[step.uses[0]]
         if not _rows_apart(found, conv) or found.only_user(conv.index) is None:
             return None

@@ -70,12 +70,12 @@ def bench_grid(report: BenchReport) -> Grid:
     """Cost and time of ours and its rivals; "to plain" is the median of ratios taken within one round."""
     rows = []
     for row in report.rows:
-        low, high = row.ms_quartiles
+        low, high = row.ratio_interval
         ratio = times(row.ratio) if row.meaningful else "noise"
+        sure = "-" if row.name == "plain" else f"{number(low)} - {number(high)}"
         share = percent(row.int8_share) if row.int8_share else "-"
-        spread = f"{number(low)} - {number(high)}"
-        rows.append((row.label, count(row.macs), count(row.params), share, number(row.ms), spread, ratio))
-    columns = ("net", "MACs", "params", "INT8", "ms", "middle half", "to plain")
+        rows.append((row.label, count(row.macs), count(row.params), share, number(row.ms), ratio, sure))
+    columns = ("net", "MACs", "params", "INT8", "ms", "to plain", "95 % sure")
     cpu = report.device.get("cpu", "this machine")
     threads = "one thread" if report.threads == 1 else f"{report.threads} threads"
     note = f"measured on {cpu}, {threads}, batch 1, medians of {report.rounds} interleaved rounds; ratios are paired"
@@ -85,10 +85,10 @@ def bench_grid(report: BenchReport) -> Grid:
 def separate_sentence(report: BenchReport, tasks: int) -> str:
     """How long separate nets take against ours, or that it could not be told."""
     pair = report.separate_over_ours
-    low, high = (times(value) for value in pair["quartiles"])
+    low, high = (times(value) for value in pair["interval"])
     if not pair["meaningful"]:
-        return f"{tasks} separate nets against ours: too noisy to tell (middle half {low} - {high})"
-    return f"{tasks} separate nets take {times(pair['ratio'])} the time of ours (middle half {low} - {high})"
+        return f"{tasks} separate nets against ours: too noisy to tell (95 % interval {low} - {high})"
+    return f"{tasks} separate nets take {times(pair['ratio'])} the time of ours (95 % interval {low} - {high})"
 
 
 def results_nets(results: dict[str, Any] | None) -> dict[str, Any]:

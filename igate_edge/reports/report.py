@@ -145,7 +145,7 @@ def headline(evidence: Evidence) -> str:
 
 
 def _timed(bench: BenchReport, precision: str) -> tuple[str, BenchRow, dict[str, Any]]:
-    """The engine that this machine runs: its precision, its row, and the ratio to separate nets (measured in INT8 only)."""
+    """The engine that this machine runs: precision, row, and the ratio to separate nets (measured in INT8 only)."""
     if precision == "int8":
         return "INT8", bench.row("ours"), bench.separate_over_ours
     return precision, bench.row("ours-float"), {"ratio": float("nan"), "meaningful": False}

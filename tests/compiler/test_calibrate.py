@@ -152,3 +152,13 @@ def test_the_model_is_not_altered_and_wrong_use_is_named() -> None:
     wild, _, y = _scaling([3e38])
     with pytest.raises(GraphError, match=f"tensor '{y}' reaches"):
         calibrate.calibrate(wild, [_frame([1e3])])
+
+
+def test_a_mix_shares_the_scale_of_what_it_mixes() -> None:
+    """Also where no Concat follows: its output is a convex combination of its input's channels."""
+    for name, same in (("site.mix", True), ("other", False)):
+        net = int8_nets.Net(channels=3, size=8)
+        x = net.conv("image", 4)
+        y = net.conv(x, 2, k=1, act=None, name=name, weight=np.full((2, 4, 1, 1), 0.25), bias=[0.0, 0.0])
+        ranges = calibrate.calibrate(net.model(net.conv(y, 2, act=None)), net.frames(2))
+        assert (ranges[x] == ranges[y]) is same

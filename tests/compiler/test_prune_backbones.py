@@ -38,11 +38,13 @@ def export(name: str) -> ir.Model:
     from igate_edge.contract import Preprocess
     from igate_edge.gating.convert import interrogate
     from igate_edge.gating.export import to_onnx
-    from igate_edge.training.tasks import Classification, Depth, SemanticSegmentation
+    from igate_edge.training.tasks import Classification, Depth, Normals, SemanticSegmentation
 
     arguments, count, size, *_ = BACKBONES[name]
     torch.manual_seed(0)
-    tasks = [Classification("tag", 4), Depth("depth"), SemanticSegmentation("semseg", classes=3)][:count]
+    # A classification head reads the last map only: not for a net whose other outputs would then have dead rows.
+    last = Normals("normals") if name == "pyramid_net" else Classification("tag", 4)
+    tasks = [Depth("depth"), SemanticSegmentation("semseg", classes=3), last][:count]
     net = interrogate(getattr(backbones, name)(**arguments), tasks, example=torch.zeros(1, 3, size, size))
     model = graph.load(to_onnx(net, Preprocess(size, size)))
     rng = np.random.default_rng(0)

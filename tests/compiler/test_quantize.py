@@ -295,3 +295,16 @@ def test_wrong_use_is_named() -> None:
             quantize.quantize(model, {**ranges, "features": bad}, "trt")
     with pytest.raises(GraphError, match="opset 16"):
         quantize.quantize(net.model(opset=16), ranges, "trt")
+
+
+def test_a_negative_constant_makes_a_tensor_signed() -> None:
+    net = int8_nets.Net(channels=3, size=8)
+    x = net.conv("image", 4)
+    down = net.add_node("Mul", [x, net.const(np.float32(-1.0))], 4)
+    up = net.add_node("Mul", [x, net.const(np.float32(2.0))], 4)
+    known = groups.nonnegative(groups.typed(net.model(net.conv(down, 2, act=None), net.conv(up, 2, act=None))))
+    assert {x, up} <= known
+    assert down not in known
+    model = net.model(net.conv(down, 2, act=None))
+    ort, _ = _both(model, net.frames(2))
+    assert int8_nets.stored(ort, net.frames(1)[0])[down].min() < -100

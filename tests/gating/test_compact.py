@@ -6,11 +6,11 @@ import itertools
 import pytest
 import torch
 from gated_nets import BACKBONES, Block, all_masks, batch, gated, random_masks, scatter, tasks
+from igate_edge.kernels.gated_select import gated_select
 from torch import Tensor, nn
 
 from igate_edge.gating.compact import fix_site, select_fixed
 from igate_edge.gating.convert import InterroGateNet, interrogate
-from igate_edge.kernels.gated_select import gated_select
 
 IMAGE = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 
@@ -272,3 +272,20 @@ def test_pre_activation_and_group_norm_take_the_dense_path() -> None:
         outputs, expected = frozen.train(training)(IMAGE.double()), dense.train(training)(IMAGE.double())
         for name, value in expected.items():
             torch.testing.assert_close(outputs[name], value)
+
+
+def test_layers_replaced_after_the_conversion_run_their_own_forward() -> None:
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    net = gated()
+    for branch in net.branches.values():
+        old = branch.layer1.bn2
+        branch.layer1.bn2 = Doubled(old.num_features)  # type: ignore[union-attr]
+        nn.utils.parametrizations.weight_norm(branch.layer2.conv1)  # type: ignore[arg-type, union-attr]
+    net.set_gates(random_masks(net))
+    dense, frozen = pair(net)
+    outputs, expected = frozen.eval()(IMAGE.double()), dense.eval()(IMAGE.double())
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value)

@@ -136,7 +136,10 @@ def test_an_absent_task_stays_bit_identical_under_adamw() -> None:
     optimizer.step()
     for name, parameter in net.named_parameters():
         part = name.split(".")
-        absent = (part[0] in ("branches", "heads") and part[1] in ("semseg", "normals")) or part[-1] in ("semseg", "normals")
+        absent = (part[0] in ("branches", "heads") and part[1] in ("semseg", "normals")) or part[-1] in (
+            "semseg",
+            "normals",
+        )
         if absent:
             assert parameter.grad is None and torch.equal(parameter, before[name]), name
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}

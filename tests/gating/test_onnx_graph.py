@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -10,13 +12,13 @@ from export_nets import SIZE, First, agree, image, plain, run, tiny, with_heads
 from torch import nn
 from torch.nn import functional as F
 
-from igate_edge.backbones import resnet18
-from igate_edge.errors import ConvertError
+from igate_edge.backbones import pyramid_net
+from igate_edge.errors import ConvertError, UnavailableError
 from igate_edge.gating.export import to_onnx
 
 
 def test_half_weights_halve_the_file_and_are_the_rounded_network():
-    net = plain(resnet18(width=16))
+    net = plain(pyramid_net(width=12))
     full, half = to_onnx(net, SIZE), to_onnx(net, SIZE, half_weights=True)
     assert len(half) < 0.6 * len(full)
     graph = onnx.load_from_string(half).graph
@@ -93,3 +95,11 @@ def test_a_branch_on_the_batch_is_frozen_at_one_and_other_batches_are_refused():
 def test_what_depends_on_the_data_or_on_chance_is_refused(call, message):
     with pytest.raises(ConvertError, match=message):
         to_onnx(with_heads(call), SIZE)
+
+
+def test_a_missing_onnxscript_is_named(monkeypatch):
+    for module in [name for name in sys.modules if name.split(".")[0] == "onnxscript"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UnavailableError, match="export needs onnxscript.*Fix: pip install 'igate-edge"):
+        to_onnx(plain(tiny()), SIZE)

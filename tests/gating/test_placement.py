@@ -205,7 +205,9 @@ def test_a_backbone_without_convolutions_is_refused() -> None:
 
 
 def test_costs_of_rows() -> None:
-    module = sequence(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ConvTranspose2d(8, 4, 2, 2))
+    module = sequence(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ConvTranspose2d(8, 4, 2, 2)
+    )
     costs = {name: place.macs_per_row for name, place in places(module).items()}
     # taps x input channels x positions (of the input, for a transposed convolution).
     assert costs == {"0": 9 * 3 * 16 * 16, "2": 9 * 1 * 16 * 16, "3": 4 * 8 * 16 * 16}

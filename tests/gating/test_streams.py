@@ -73,9 +73,7 @@ def chained(x: Tensor, image: Tensor) -> Tensor:
     return x.mul_(2.0).clamp_(-1.0, 1.0).sigmoid_() + x
 
 
-@pytest.mark.parametrize(
-    "function", [method_then_read, relu_then_read, positional_relu, torch_relu, chained]
-)
+@pytest.mark.parametrize("function", [method_then_read, relu_then_read, positional_relu, torch_relu, chained])
 def test_in_place_operations_are_undone_with_their_meaning(function: Callable[..., Tensor]) -> None:
     """Later readers of an overwritten value read the new one; streams that share a tensor are not corrupted."""
     torch.manual_seed(0)

@@ -61,7 +61,9 @@ def test_the_view_has_no_norm_behind_a_convolution() -> None:
 def test_norms_that_cannot_be_folded_stay() -> None:
     """The mixture's group norm, and its batch norm behind a concatenation."""
     view = gated("mixture").export_view()
-    names = {name.split(".", 2)[2] for name, m in view.branches.named_modules(prefix="b") if isinstance(m, nn.BatchNorm2d)}
+    names = {
+        name.split(".", 2)[2] for name, m in view.branches.named_modules(prefix="b") if isinstance(m, nn.BatchNorm2d)
+    }
     assert names == {"norm"}
     assert sum(isinstance(module, nn.GroupNorm) for module in view.branches.modules()) == 4
 

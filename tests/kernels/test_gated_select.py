@@ -6,14 +6,16 @@ import sys
 
 import pytest
 import torch
+from igate_edge.kernels.gated_select import gated_select, gated_select_reference
 from torch import Tensor
 
 from igate_edge.errors import InputError
 from igate_edge.gating.gate import is_open
-from igate_edge.kernels.gated_select import gated_select, gated_select_reference
 
 
-def inputs(tasks: int, channels: int, dtype: torch.dtype = torch.float32, space: tuple[int, ...] = (3, 5)) -> list[Tensor]:
+def inputs(
+    tasks: int, channels: int, dtype: torch.dtype = torch.float32, space: tuple[int, ...] = (3, 5)
+) -> list[Tensor]:
     """psi, alpha, beta and the task maps."""
     torch.manual_seed(tasks * 100 + channels)
     shape = (2, channels, *space)

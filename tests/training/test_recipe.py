@@ -1,0 +1,259 @@
+"""The recipe on tiny frames: every stage, resume after a kill to the same numbers, gates that meet their budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from igate_edge.errors import CheckFailed, DataError, InputError
+from igate_edge.training import loop, recipe
+from igate_edge.training.balance import make_balance
+from igate_edge.training.checkpoint import CheckpointError, load_tensors
+from igate_edge.training.config import TrainConfig, make_backbone, make_tasks
+from igate_edge.training.loop import Log, Run, fit
+from igate_edge.training.source import Source, from_arrays, open_source, thin
+from igate_edge.training.stages import auto_granule, build_plain
+from igate_edge.training.step import Optim, evaluate, make_optimizers, set_lr, train_step
+
+TINY = TrainConfig(
+    tasks=("semseg", "depth"),
+    width=4,
+    size=(32, 32),
+    batch=4,
+    plain_steps=6,
+    fork_steps=3,
+    search_steps=30,
+    final_steps=5,
+    head_width=4,
+    balance="gradnorm",
+    log_every=1,
+    checkpoint_every=2,
+)
+AVAILABLE = {"semseg": ("floor", "box", "ball"), "depth": (), "normals": ()}
+
+
+def arrays(count: int, seed: int) -> dict[str, np.ndarray]:
+    """Frames whose labels can be read off the colour."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    normals = np.zeros((count, 32, 32, 3), np.int8)
+    normals[..., 2] = -127
+    return {
+        "image": image,
+        "semseg": (image[..., 0] // 86).astype(np.uint8),
+        "depth": (0.5 + image[..., 1] / 100).astype(np.float16),
+        "normals": normals,
+    }
+
+
+def source(config: TrainConfig = TINY) -> Source:
+    names = config.tasks or tuple(AVAILABLE)
+    train, val = ({k: v for k, v in arrays(n, n).items() if k in ("image", *names)} for n in (16, 8))
+    return from_arrays(train, val, {name: AVAILABLE[name] for name in names}, config)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the product may catch it."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Make the `count`-th training step from now on die before it starts."""
+    left = [count]
+    step: Callable[..., object] = train_step
+
+    def dying(*args: object, **kwargs: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", dying)
+
+
+def curve(folder: Path) -> list[tuple[str, int, float]]:
+    return [(row["stage"], row["step"], row["total"]) for row in Log(folder / "log.jsonl").lines()]
+
+
+def test_whole_recipe_meets_its_budget_and_comes_back(tmp_path: Path) -> None:
+    done = recipe.train(source(), tmp_path, TINY)
+    assert [name for name, _, _ in curve(tmp_path)][::1][-1] == "final"
+    for name, share in done.final.result["hard"].items():
+        # A gate is 1/17 of a task's fraction at most: 17 sites, and no site's granule is more than the whole site.
+        assert share == pytest.approx(0.25, abs=1 / 17), name
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert again["metrics"] == done.final.result["metrics"] and again["tasks"][0]["classes"] == ["floor", "box", "ball"]
+    net, preprocess = recipe.load_net(tmp_path)
+    assert (preprocess.height, preprocess.width) == (32, 32) and not net.training
+    tasks = make_tasks(TINY, AVAILABLE)
+    assert evaluate(net, tasks, source().val()) == done.final.result["metrics"]
+    plain, _ = recipe.load_net(tmp_path, "plain")
+    assert evaluate(plain, tasks, source().val()) == done.plain.result["metrics"]
+    assert set(again["stages"]) == {"plain", "fork-semseg", "fork-depth", "search", "final"}
+
+
+def test_finished_stages_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = recipe.train(source(), tmp_path, TINY)
+    kill_at(monkeypatch, 0)
+    assert recipe.train(source(), tmp_path, TINY).final.result == done.final.result
+    with pytest.raises(Killed):  # more final steps: all else is kept, only that stage starts again
+        recipe.train(source(), tmp_path, replace(TINY, final_steps=6))
+    with pytest.raises(Killed):
+        recipe.train(source(), tmp_path, TINY, resume=False)
+
+
+@pytest.mark.parametrize("step", [1, 5, 8, 17, 30, 43])
+def test_killed_and_resumed_is_the_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = replace(TINY, search_steps=28)
+    whole = recipe.train(source(), tmp_path / "whole", config)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            recipe.train(source(), tmp_path / "cut", config)
+    before = {
+        path.name: path.read_bytes() for path in (tmp_path / "cut").glob("*.safetensors") if "check" not in path.name
+    }
+    resumed = recipe.train(source(), tmp_path / "cut", config)
+    for name, data in before.items():
+        assert (tmp_path / "cut" / name).read_bytes() == data
+    expected, got = curve(tmp_path / "whole"), curve(tmp_path / "cut")
+    assert [row[:2] for row in got] == [row[:2] for row in expected]
+    assert [row[2] for row in got] == pytest.approx([row[2] for row in expected], abs=1e-6)
+    assert resumed.final.result["gates"] == whole.final.result["gates"]
+    assert not list((tmp_path / "cut").glob("*checkpoint*")) and not list((tmp_path / "cut").glob(".*tmp"))
+
+
+def test_a_broken_checkpoint_falls_back_and_a_broken_result_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = recipe.train(source(), tmp_path / "whole", TINY)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            recipe.train(source(), tmp_path / "cut", TINY)
+    newest = loop.checkpoint_path(tmp_path / "cut", "plain")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert recipe.train(source(), tmp_path / "cut", TINY).final.result["gates"] == whole.final.result["gates"]
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    search = tmp_path / "cut" / "search.safetensors"
+    search.write_bytes(search.read_bytes()[:-1])
+    recipe.train(source(), tmp_path / "cut", TINY)
+    assert load_tensors(search)[1]["stage"] == "search"
+
+
+def test_papers_recipe(tmp_path: Path) -> None:
+    config = replace(TINY, recipe="paper", balance="fixed", search_steps=2, final_steps=2)
+    done = recipe.train(source(config), tmp_path, config)
+    assert done.final.name == "frozen" and set(done.final.result["metrics"]) == {"semseg", "depth"}
+    assert (tmp_path / "single-semseg.safetensors").exists()
+    net, _ = recipe.load_net(tmp_path)
+    assert net.hard_fractions() == done.final.result["hard"]  # type: ignore[union-attr]
+    kinds = [type(o).__name__ for o in make_optimizers(net, make_balance("fixed", {"a": 1.0}), config.optim(0.1))]
+    assert kinds == ["AdamW"]  # frozen gates move no more
+    fresh = recipe.build_gated(recipe.Context(config, make_tasks(config, AVAILABLE), source(config), tmp_path))
+    both = make_optimizers(fresh, make_balance("fixed", {"a": 1.0}), config.optim(0.1))
+    assert [type(o).__name__ for o in both] == ["AdamW", "SGD"] and both[1].param_groups[0]["lr"] == 0.1
+
+
+def test_measured_balance_writes_what_it_compared(tmp_path: Path) -> None:
+    config = replace(TINY, balance="measure", balance_steps=2, plain_steps=2)
+    ctx = recipe.Context(config, make_tasks(config, AVAILABLE), source(config), tmp_path)
+    chosen = recipe.first_balance(ctx).weights()
+    table = json.loads((tmp_path / "balance.json").read_text())
+    assert set(table["candidates"]) == {"fixed", "gradnorm", "uncertainty", "2x-semseg", "2x-depth"}
+    best = max(table["candidates"], key=lambda name: table["candidates"][name]["score"])
+    assert best == table["best"] and chosen == pytest.approx(table["candidates"][best]["weights"])
+
+
+def test_absent_task_is_not_moved() -> None:
+    """Cases M3: momentum and decay must not move the head of a task that has no label in the batch."""
+    config = replace(TINY, tasks=("semseg", "depth"))
+    ctx = recipe.Context(config, make_tasks(config, AVAILABLE), source(config), Path())
+    net, balance = build_plain(ctx), make_balance("gradnorm", {"semseg": 1.0, "depth": 1.0})
+    optimizers, batch = make_optimizers(net, balance, Optim()), source().train(4, 0)(0)
+    train_step(net, batch, optimizers, balance)
+    before = {name: p.detach().clone() for name, p in net.heads["depth"].named_parameters()}
+    train_step(net, {k: v for k, v in batch.items() if k != "depth"}, optimizers, balance, step=1)
+    assert all(torch.equal(p, before[name]) for name, p in net.heads["depth"].named_parameters())
+    moved = dict(net.heads["semseg"].named_parameters())["out.weight"].grad
+    assert moved is not None
+
+
+def test_groups_rates_and_schedule() -> None:
+    config = TINY
+    ctx = recipe.Context(config, make_tasks(config, AVAILABLE), source(config), Path())
+    net = recipe.build_gated(ctx)
+    (adam,) = make_optimizers(net, make_balance("uncertainty", {"a": 1.0}), config.optim(2e-3))
+    groups = [(g["base_lr"], g["weight_decay"]) for g in adam.param_groups]
+    assert groups == [(2e-3, 1e-2), (2e-3, 0.0), (0.01, 0.0), (0.01, 0.0), (0.02, 0.0)]
+    count = sum(len(g["params"]) for g in adam.param_groups)
+    assert count == len(list(net.parameters())) + 1
+    assert set_lr([adam], 0, 100, 4) == 1 / 5
+    assert set_lr([adam], 4, 100, 4) == 1
+    assert set_lr([adam], 52, 100, 4) == pytest.approx(0.5)
+    assert [g["lr"] for g in adam.param_groups] == pytest.approx([1e-3, 1e-3, 5e-3, 0.01, 0.02])
+
+
+def test_diverging_loss_is_reported(tmp_path: Path) -> None:
+    config = replace(TINY, tasks=("depth",))
+    ctx = recipe.Context(config, make_tasks(config, AVAILABLE), source(config), tmp_path)
+    net = build_plain(ctx)
+    with torch.no_grad():
+        net.heads["depth"].out.bias.fill_(float("nan"))
+    run = Run("plain", 3, log_every=1)
+    with pytest.raises(CheckFailed, match="not finite: step 0 of plain.*lower the learning rate"):
+        fit(net, source(config).train(4, 0), run, make_balance("fixed", {"depth": 1.0}), tmp_path)
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5)
+        with pytest.raises(Killed):
+            recipe.train(source(), tmp_path, TINY)
+    with pytest.raises(CheckpointError, match="another network"):
+        recipe.train(source(), tmp_path, replace(TINY, width=8))
+
+
+def test_thinned_labels_take_every_corner_in_turn() -> None:
+    label = torch.arange(16).view(1, 4, 4)
+    corners = [int(thin({"image": label, "depth": label}, 2, step)["depth"][0, 0, 0]) for step in range(4)]
+    assert corners == [0, 1, 4, 5]
+    batch = thin({"image": label, "label": torch.tensor([3])}, 2, 0)
+    assert batch["image"] is label and batch["label"].tolist() == [3]
+
+
+def test_config_round_trip_and_wrong_settings() -> None:
+    assert TrainConfig.from_json(json.loads(json.dumps(TINY.as_json()))) == TINY
+    with pytest.raises(InputError, match="unknown setting stepz"):
+        TrainConfig.from_json({"stepz": 3})
+    with pytest.raises(InputError, match="unknown backbone 'vgg'"):
+        TrainConfig(backbone="vgg")
+    with pytest.raises(InputError, match="share of channels: 1.5"):
+        TrainConfig(budget=1.5)
+    with pytest.raises(InputError, match="no task edges: it has semseg"):
+        make_tasks(TrainConfig(tasks=("edges",)), AVAILABLE)
+    with pytest.raises(InputError, match="no trained network"):
+        recipe.load_net(Path("nowhere"))
+
+
+def test_unknown_task_of_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"schema": 1, "tasks": {"depth": {"kind": "depth"}}, "splits": {"train": 1}}')
+    with pytest.raises(DataError, match="no task semseg: .* has depth"):
+        open_source(tmp_path, replace(TINY, tasks=("semseg",)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet_tiny", "pyramid_net", "efficientnet_lite0"])
+def test_every_backbone_name_is_built(name: str) -> None:
+    backbone = make_backbone(replace(TINY, backbone=name, width=4 if name == "resnet18" else 0.25))
+    assert backbone.eval()(torch.zeros(1, 3, 32, 32))[0].shape[0] == 1
+
+
+def test_granule_is_an_eighth_and_at_least_four() -> None:
+    assert [auto_granule(c) for c in (8, 32, 64, 128, 256)] == [4, 4, 8, 16, 32]
