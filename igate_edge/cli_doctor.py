@@ -164,7 +164,7 @@ def doctor() -> Answer:
         kind = "MISSING" if problem["required"] else "optional"
         shown.append(f"{kind}: {problem['what']} (for {problem['needed_for']})\n         {problem['fix']}")
     optional = sum(not p["required"] for p in problems)
-    verdict = "not ready: see 'required' above" if broken else "ready to build, verify and run bundles"
+    verdict = "not ready: see MISSING above" if broken else "ready to build, verify and run bundles"
     shown += ["", verdict + (f"; {optional} optional part(s) absent" if optional and not broken else "")]
     return Answer(document, shown, 3 if broken else 0)
 

@@ -75,7 +75,7 @@ def bench_grid(report: BenchReport) -> Grid:
         sure = "-" if row.name == "plain" else f"{number(low)} - {number(high)}"
         share = percent(row.int8_share) if row.int8_share else "-"
         rows.append((row.label, count(row.macs), count(row.params), share, number(row.ms), ratio, sure))
-    columns = ("net", "MACs", "params", "INT8", "ms", "to plain", "95 % sure")
+    columns = ("net", "MACs", "params", "INT8", "ms", "to plain", "95 % interval")
     cpu = report.device.get("cpu", "this machine")
     threads = "one thread" if report.threads == 1 else f"{report.threads} threads"
     note = f"measured on {cpu}, {threads}, batch 1, medians of {report.rounds} interleaved rounds; ratios are paired"
