@@ -19,7 +19,7 @@ PACKAGES = (
     ("numpy", "numpy", "core", "1.26"),
     ("onnx", "onnx", "core", "1.17"),
     ("onnx_ir", "onnx-ir", "core", "0.1.10"),
-    ("onnxruntime", "onnxruntime", "core", "1.20"),
+    ("onnxruntime", "onnxruntime", "core", "1.22"),
     ("PIL", "pillow", "core", "10"),
     ("rich", "rich", "core", "13"),
     ("safetensors", "safetensors", "core", "0.4.5"),

@@ -131,7 +131,7 @@ def provenance(about: dict[str, Any], info: DataInfo) -> dict[str, Any]:
     import torch
 
     config = about["config"]
-    kept = ("recipe", "backbone", "width", "size", "budget", "granule", "tie", "balance", "seed")
+    kept = ("recipe", "backbone", "width", "size", "granule", "tie", "balance", "seed")
     steps = sum(row["steps"] for row in about["stages"].values())
     data = {"generator": info.generator, "splits": info.splits}
     return {

@@ -130,7 +130,7 @@ def _shown(document: dict[str, Any]) -> list[Any]:
         ("preprocessing", f"(rgb / 255 - mean) / std, mean {_triple(size['mean'])}, std {_triple(size['std'])}"),
         *((key.replace("_", " "), flat(document.get(key))) for key in ("created_by", "calibration", "budget", "seal")),
         ("golden frames", str(document.get("golden_frames", ""))),
-        *((key, flat(value)) for key, value in (document.get("training") or {}).items()),
+        *((key.replace("_", " "), flat(value)) for key, value in (document.get("training") or {}).items()),
     ]
     facts = [(key, value) for key, value in facts if value]
     return [*shown, "", Grid("Provenance", ("", ""), facts, 2)]

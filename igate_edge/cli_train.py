@@ -179,7 +179,8 @@ class _Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def __call__(self, stage: str, step: int, steps: int, values: dict[str, float]) -> None:
         text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())

@@ -171,7 +171,9 @@ def _build(kind: str, masks: Mapping[str, np.ndarray] | None, width: int) -> ir.
             maps[stream] = step(stream, maps[stream])
 
     def unit(site: str, cin: int, cout: int, kernel: int = 3, **attributes: object) -> None:
-        each(lambda s, x: net.op("Relu", f"{site}.{s}.relu", net.conv(f"{site}.{s}", x, cin, cout, kernel, **attributes)))
+        each(
+            lambda s, x: net.op("Relu", f"{site}.{s}.relu", net.conv(f"{site}.{s}", x, cin, cout, kernel, **attributes))
+        )
         maps.update(_select(net, site, maps, masks))
 
     unit("s0", 3, width)

@@ -31,7 +31,10 @@ class Channels:
     def barriers(self) -> list[tuple[str, str]]:
         """(operator, node name) of every node that the analysis does not understand."""
         return [
-            (f"{fact.node.domain}::{fact.node.op_type}" if fact.node.domain else fact.node.op_type, fact.node.name or "")
+            (
+                f"{fact.node.domain}::{fact.node.op_type}" if fact.node.domain else fact.node.op_type,
+                fact.node.name or "",
+            )
             for fact in self.facts
             if fact.kind == "barrier"
         ]
@@ -114,7 +117,9 @@ class _Orders:
             node = fact.node
             if fact.kind == "barrier":
                 pinned += [name_of(value) for value in node.inputs if value is not None]
-            elif fact.kind in ("lanes", "mix") or (fact.kind == "view" and node.op_type in ("Where", "Mul", "Add", "Identity")):
+            elif fact.kind in ("lanes", "mix") or (
+                fact.kind == "view" and node.op_type in ("Where", "Mul", "Add", "Identity")
+            ):
                 self._join(node)
                 mask = channel_mask(node)
                 if mask is not None:

@@ -24,9 +24,7 @@ WEIGHTED = {
 }  # fmt: skip
 #: Operators without multiply-accumulates in the sense above.
 FREE = (ELEMENTWISE | SPATIAL) | frozenset(
-    "ArgMax ArgMin Concat Constant ConstantOfShape DepthToSpace Dropout Flatten Gather GatherElements GatherND GroupNormalization "
-    "Identity LayerNormalization LogSoftmax LpNormalization ReduceL1 ReduceProd Reshape Shape Slice Softmax SpaceToDepth Split "
-    "Squeeze Tile TopK Transpose Unsqueeze".split()
+    ["ArgMax", "ArgMin", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Flatten", "Gather", "GatherElements", "GatherND", "GroupNormalization", "Identity", "LayerNormalization", "LogSoftmax", "LpNormalization", "ReduceL1", "ReduceProd", "Reshape", "Shape", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze"]
 )
 
 

@@ -94,7 +94,12 @@ class Emitter:
         return made
 
     def node(
-        self, op: str, inputs: list[Tensor | Constant | None], output: Tensor, base: str, attributes: Sequence[ir.Attr] = ()
+        self,
+        op: str,
+        inputs: list[Tensor | Constant | None],
+        output: Tensor,
+        base: str,
+        attributes: Sequence[ir.Attr] = (),
     ) -> None:
         self.records.append(Record(op, self.name(f"node:{base}")[5:], inputs, [output], list(attributes)))
 
@@ -284,7 +289,14 @@ class Emitter:
 
         starts = [value(item) for item in inputs]
         nodes = [
-            ir.Node(r.domain, r.op, [value(i) for i in r.inputs], r.attributes, outputs=[_some(value(o)) for o in r.outputs], name=r.name)
+            ir.Node(
+                r.domain,
+                r.op,
+                [value(i) for i in r.inputs],
+                r.attributes,
+                outputs=[_some(value(o)) for o in r.outputs],
+                name=r.name,
+            )
             for r in self.records
         ]
         ends = [value(item) for item in outputs]
@@ -293,7 +305,10 @@ class Emitter:
             opset_imports=dict(like.graph.opset_imports), name=like.graph.name,
         )  # fmt: skip
         return ir.Model(
-            graph, ir_version=like.ir_version, producer_name=like.producer_name, metadata_props=dict(like.metadata_props)
+            graph,
+            ir_version=like.ir_version,
+            producer_name=like.producer_name,
+            metadata_props=dict(like.metadata_props),
         )
 
 

@@ -32,7 +32,7 @@ MAX_FOLD = 2**26  # elements of a folded constant: nothing a robot's network nee
 EXPORT = "export it again with igate_edge"
 #: Never folded: random, or the marks of a quantised model.
 KEPT = frozenset(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial QuantizeLinear DequantizeLinear".split()
+    ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "QuantizeLinear", "DequantizeLinear"]
 )
 
 
@@ -59,7 +59,9 @@ def load(data: bytes | str | os.PathLike[str]) -> ir.Model:
 
 def dump(model: ir.Model) -> bytes:
     """The model as ONNX bytes; the same model gives the same bytes. Raises GraphError above 2 GB."""
-    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    total = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
     if total > MAX_BYTES:
         raise GraphError("the model is too large for one file", f"{total} bytes of weights", "use a narrower backbone")
     return ir.to_proto(model).SerializeToString(deterministic=True)
@@ -89,7 +91,11 @@ def _read(path: Path) -> bytes:
     with os_errors(path, "read"):
         size = path.stat().st_size
         if size > MAX_BYTES:
-            _refuse("the ONNX file is too large", f"{path} has {size} bytes of at most {MAX_BYTES}", "use a narrower backbone")
+            _refuse(
+                "the ONNX file is too large",
+                f"{path} has {size} bytes of at most {MAX_BYTES}",
+                "use a narrower backbone",
+            )
         return path.read_bytes()
 
 
@@ -105,10 +111,16 @@ def _parse(data: bytes) -> onnx.ModelProto:
         _refuse("not an ONNX model", error, "pass a file written by igate_edge")
     if not proto.graph.node or not proto.graph.output or not proto.ir_version:
         start = bytes(data[:8])
-        _refuse("not an ONNX model", f"no graph in {len(data)} bytes that start with {start!r}", "pass a file written by igate_edge")
+        _refuse(
+            "not an ONNX model",
+            f"no graph in {len(data)} bytes that start with {start!r}",
+            "pass a file written by igate_edge",
+        )
     opsets = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     if opsets.get("ai.onnx") not in OPSETS:
-        _refuse("the ONNX opset is not supported", f"{opsets} (needed: {OPSETS[0]} to {OPSETS[-1]})", "export with opset 18")
+        _refuse(
+            "the ONNX opset is not supported", f"{opsets} (needed: {OPSETS[0]} to {OPSETS[-1]})", "export with opset 18"
+        )
     return proto
 
 
@@ -119,7 +131,9 @@ def _check_tensors(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         for item in node.attribute:
             if item.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-                _refuse("the graph has control flow", f"{node.op_type} {node.name!r}", "export without branches and loops")
+                _refuse(
+                    "the graph has control flow", f"{node.op_type} {node.name!r}", "export without branches and loops"
+                )
     if proto.functions:
         _refuse("the model has local functions", f"{len(proto.functions)} of them", "inline them before")
     if proto.graph.sparse_initializer:
@@ -130,12 +144,16 @@ def _check_tensors(proto: onnx.ModelProto) -> None:
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-            _refuse("a weight lies outside of the model", f"{tensor.name!r} in {where!r}", "store all weights in the file")
+            _refuse(
+                "a weight lies outside of the model", f"{tensor.name!r} in {where!r}", "store all weights in the file"
+            )
         if any(dim < 0 for dim in tensor.dims):
             _refuse("a weight has a negative size", f"{tensor.name!r}: {list(tensor.dims)}")
         claimed, held = math.prod(tensor.dims), _held(tensor)
         if claimed != held:
-            _refuse("a weight has another size than it claims", f"{tensor.name!r}: {claimed} elements claimed, {held} held")
+            _refuse(
+                "a weight has another size than it claims", f"{tensor.name!r}: {claimed} elements claimed, {held} held"
+            )
 
 
 def _held(tensor: onnx.TensorProto) -> int:
@@ -191,7 +209,12 @@ def _fold(model: ir.Model) -> bool:
     outputs = set(map(id, graph.outputs))
     for node in list(graph):
         arrays = [constant(value) for value in node.inputs]
-        if node.domain not in ("", "ai.onnx") or node.op_type in KEPT or len(node.outputs) != 1 or id(node.outputs[0]) in outputs:
+        if (
+            node.domain not in ("", "ai.onnx")
+            or node.op_type in KEPT
+            or len(node.outputs) != 1
+            or id(node.outputs[0]) in outputs
+        ):
             continue
         if not arrays or any(a is None for a, value in zip(arrays, node.inputs, strict=True) if value is not None):
             continue
@@ -225,12 +248,20 @@ def _check_static(model: ir.Model) -> None:
         if unused and value.producer() is not None:
             continue
         if value.shape is None or not value.shape.is_static() or any(dim == 0 for dim in value.shape):
-            _refuse("a tensor has no static shape", f"{value.name!r}: {value.shape}", "export with a static batch of 1 and fixed sizes")
+            _refuse(
+                "a tensor has no static shape",
+                f"{value.name!r}: {value.shape}",
+                "export with a static batch of 1 and fixed sizes",
+            )
 
 
 def _check_meta(model: ir.Model) -> None:
     if KEY not in model.metadata_props:
-        _refuse("the ONNX file has no task metadata", f"keys: {sorted(model.metadata_props) or 'none'}", "write it with igate_edge's export")
+        _refuse(
+            "the ONNX file has no task metadata",
+            f"keys: {sorted(model.metadata_props) or 'none'}",
+            "write it with igate_edge's export",
+        )
     try:
         about = meta(model)
         schema = about.get("schema")
@@ -255,4 +286,6 @@ def _check_site(site: dict[str, Any]) -> None:
         _refuse("the task metadata cannot be read", f"a gate site is called {site['name']!r}")
     for task, bits in site["open"].items():
         if len(bits) != site["channels"] or set(bits) - {"0", "1"}:
-            _refuse("the gates do not fit their site", f"{site['name']!r}, task {task!r}: {len(bits)} of {site['channels']}")
+            _refuse(
+                "the gates do not fit their site", f"{site['name']!r}, task {task!r}: {len(bits)} of {site['channels']}"
+            )

@@ -15,14 +15,11 @@ NONE = np.zeros(0, np.int64)
 
 #: Operators that act on every element alone (so on every channel alone), with any number of broadcast operands.
 ELEMENTWISE = frozenset(
-    "Abs Add And Cast Ceil Celu Clip Cos Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish "
-    "LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign "
-    "Sin Softplus Softsign Sqrt Sub Sum Tanh ThresholdedRelu Where Xor".split()
+    ["Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor"]
 )
 #: Operators that treat every channel alone but look at its neighbourhood; further inputs are constants shared by all.
 SPATIAL = frozenset(
-    "AveragePool GlobalAveragePool GlobalMaxPool LpPool GlobalLpPool MaxPool Pad Resize Upsample InstanceNormalization "
-    "BatchNormalization QuantizeLinear DequantizeLinear ReduceMean ReduceMax ReduceMin ReduceSum ReduceL2 Expand".split()
+    ["AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "MaxPool", "Pad", "Resize", "Upsample", "InstanceNormalization", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "Expand"]
 )
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
@@ -312,4 +309,3 @@ def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> np.n
 def pixels(value: ir.Value) -> int:
     """Elements of one channel."""
     return math.prod(dims(value)[2:])
-

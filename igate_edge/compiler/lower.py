@@ -65,9 +65,7 @@ def _same(order: Ids, count: int) -> bool:
     return len(order) == count and bool((order == np.arange(count)).all())
 
 
-def _columns(
-    weight: np.ndarray, ids: Ids, held: Ids, known: np.ndarray, constants: np.ndarray | None
-) -> np.ndarray:
+def _columns(weight: np.ndarray, ids: Ids, held: Ids, known: np.ndarray, constants: np.ndarray | None) -> np.ndarray:
     """Columns of `weight` (one per number of `ids`) moved to where `held` has those numbers; unread channels get zeros."""
     if not known.any() and np.array_equal(ids, held):
         return weight
@@ -117,7 +115,9 @@ def _emit_group_part(out: Emitter, fact: Fact, parts: list[list[int]], used: set
     rows = np.array([row for part in parts for row in part], np.int64)
     reads = np.concatenate([fact.operands[:, part[0]] for part in parts])
     held = out.read(reads, name_of(first), first)
-    made = out.tensor(node.outputs[0], np.array([fact.ids[row] if row in used else -1 for row in rows.tolist()], np.int64))
+    made = out.tensor(
+        node.outputs[0], np.array([fact.ids[row] if row in used else -1 for row in rows.tolist()], np.int64)
+    )
     picked = weight if _same(rows, len(weight)) else weight[rows]
     inputs: list[Tensor | Constant | None] = [
         held,

@@ -26,17 +26,23 @@ def set_masks(model: ir.Model, masks: Mapping[str, np.ndarray]) -> ir.Model:
     tasks = [task["name"] for task in about["tasks"]]
     for name, mask in masks.items():
         if name not in sites:
-            raise InputError(f"no gate site {name!r}", f"known: {', '.join(list(sites)[:8])}", "see the metadata's sites")
+            raise InputError(
+                f"no gate site {name!r}", f"known: {', '.join(list(sites)[:8])}", "see the metadata's sites"
+            )
         want = (len(tasks), int(sites[name]["channels"]))
         if np.shape(mask) != want:
-            raise InputError(f"gates of site {name!r} have a wrong shape", f"{np.shape(mask)}, not {want}", "pass bool [T, C]")
+            raise InputError(
+                f"gates of site {name!r} have a wrong shape", f"{np.shape(mask)}, not {want}", "pass bool [T, C]"
+            )
     copy = model.clone()
     for (name, task), node in _selects(copy, about).items():
         if name in masks:
             _replace_mask(copy, node, np.asarray(masks[name], bool)[tasks.index(task)])
     for name, mask in masks.items():
         rows = np.asarray(mask, bool)
-        sites[name]["open"] = {task: "".join("01"[int(bit)] for bit in row) for task, row in zip(tasks, rows, strict=True)}
+        sites[name]["open"] = {
+            task: "".join("01"[int(bit)] for bit in row) for task, row in zip(tasks, rows, strict=True)
+        }
     copy.metadata_props[KEY] = json.dumps(about, sort_keys=True)
     return copy
 
@@ -44,7 +50,9 @@ def set_masks(model: ir.Model, masks: Mapping[str, np.ndarray]) -> ir.Model:
 def close_all(model: ir.Model) -> ir.Model:
     """A copy with all gates closed: what `prune` leaves of it is the plain shared net."""
     about = meta(model)
-    return set_masks(model, {s["name"]: np.zeros((len(about["tasks"]), s["channels"]), bool) for s in about.get("sites", [])})
+    return set_masks(
+        model, {s["name"]: np.zeros((len(about["tasks"]), s["channels"]), bool) for s in about.get("sites", [])}
+    )
 
 
 def keep_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -53,7 +61,9 @@ def keep_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     known = [task["name"] for task in about["tasks"]]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise InputError(f"unknown task {', '.join(map(repr, unknown))}", f"this model answers {', '.join(known)}", "name these")
+        raise InputError(
+            f"unknown task {', '.join(map(repr, unknown))}", f"this model answers {', '.join(known)}", "name these"
+        )
     copy = model.clone()
     graph = copy.graph
     kept = [value for value in graph.outputs if value.name in names or value.name not in known]
@@ -83,7 +93,9 @@ def _selects(model: ir.Model, about: Mapping[str, Any]) -> dict[tuple[str, str],
     if not found:
         if len(wheres) != len(wanted):
             raise GraphError(
-                "the graph's selects do not match its gate sites", f"{len(wheres)} for {len(wanted)} masks", "export it again"
+                "the graph's selects do not match its gate sites",
+                f"{len(wheres)} for {len(wanted)} masks",
+                "export it again",
             )
         found = dict(zip(wanted, wheres, strict=True))
     opened = {(site["name"], task): bits for site in about["sites"] for task, bits in site["open"].items()}
@@ -91,7 +103,9 @@ def _selects(model: ir.Model, about: Mapping[str, Any]) -> dict[tuple[str, str],
         mask = channel_mask(node)
         assert mask is not None
         if "".join("01"[int(bit)] for bit in mask) != opened[key]:
-            raise GraphError("a select does not match the metadata", f"site {key[0]!r}, task {key[1]!r}", "export it again")
+            raise GraphError(
+                "a select does not match the metadata", f"site {key[0]!r}, task {key[1]!r}", "export it again"
+            )
     return found
 
 

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from .channels import Channels, analyse
 from .emit import Constant, Emitter, Record, Tensor, attributes
+from .graph import meta
 from .lanes import Fact, constant, name_of
 from .lower import emit_flat, emit_groups, emit_mix, emit_rows
-from .graph import meta
 from .masks import close_all, keep_outputs, set_masks
 from .numbers import Ids
 
@@ -88,7 +88,10 @@ class _Pruning:
 
     def _report(self, about: dict[str, Any]) -> dict[str, Any]:
         sites = {
-            site["name"]: {"channels": site["channels"], "open": {t: bits.count("1") for t, bits in site["open"].items()}}
+            site["name"]: {
+                "channels": site["channels"],
+                "open": {t: bits.count("1") for t, bits in site["open"].items()},
+            }
             for site in about.get("sites", [])
         }
         return {
@@ -222,5 +225,3 @@ class _Pruning:
             return bool(self.channels.numbers.is_constant(ids).all())
         held = self.out.tensors[home]
         return held.free and np.array_equal(np.sort(held.numbers), np.sort(ids))
-
-

@@ -51,7 +51,13 @@ def _conv(scope: Scope, node: ir.Node) -> Fact | None:
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     absent = len(node.inputs) < 3 or node.inputs[2] is None
     first = node.inputs[0]
-    if weight is None or weight.ndim < 3 or (bias is None and not absent) or first is None or constant(first) is not None:
+    if (
+        weight is None
+        or weight.ndim < 3
+        or (bias is None and not absent)
+        or first is None
+        or constant(first) is not None
+    ):
         return None
     ids, groups = scope.ids[name_of(first)], int(attribute(node, "group", 1))
     if node.op_type == "ConvTranspose":
@@ -85,9 +91,7 @@ def _dense(
     return Fact(node, "rows", made, fresh, ids[None], weight=weight, bias=bias)
 
 
-def _grouped(
-    scope: Scope, node: ir.Node, ids: Ids, weight: np.ndarray, bias: np.ndarray | None, groups: int
-) -> Fact:
+def _grouped(scope: Scope, node: ir.Node, ids: Ids, weight: np.ndarray, bias: np.ndarray | None, groups: int) -> Fact:
     """Every group reads its own inputs; `operands` [inputs of a group, O]: the numbers each output channel reads."""
     out_each, in_each = len(weight) // groups, len(ids) // groups
     reads = np.repeat(ids.reshape(groups, in_each), out_each, axis=0)
@@ -120,7 +124,9 @@ def _gemm(scope: Scope, node: ir.Node) -> Fact | None:
     if bias is not None:
         if bias.size not in (1, len(weight)) or (bias.ndim == 2 and bias.shape[0] != 1):
             return None
-        bias = np.broadcast_to(bias.reshape(-1), (len(weight),)) * np.asarray(attribute(node, "beta", 1.0), weight.dtype)
+        bias = np.broadcast_to(bias.reshape(-1), (len(weight),)) * np.asarray(
+            attribute(node, "beta", 1.0), weight.dtype
+        )
     return _dense(scope, node, scope.ids[name_of(first)], weight, bias, ("Gemm", weight.shape[1]), False)
 
 
@@ -263,8 +269,10 @@ def _split(scope: Scope, node: ir.Node) -> Fact | None:
 def _slice(scope: Scope, node: ir.Node) -> Fact | None:
     first, arrays = node.inputs[0], [constant(value) for value in node.inputs[1:]]
     assert first is not None
-    if constant(first) is not None or len(arrays) < 2 or any(
-        array is None for array, value in zip(arrays, node.inputs[1:], strict=True) if value is not None
+    if (
+        constant(first) is not None
+        or len(arrays) < 2
+        or any(array is None for array, value in zip(arrays, node.inputs[1:], strict=True) if value is not None)
     ):
         return None
     have, shape = dims(first), dims(node.outputs[0])

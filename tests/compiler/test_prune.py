@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from gatednets import KINDS, TASKS, TOLERANCE, Net, constant_masks, convs, difference, gated, layout, live, ops, plain, run, sites_of
+from gatednets import (
+    KINDS,
+    TASKS,
+    TOLERANCE,
+    Net,
+    constant_masks,
+    convs,
+    difference,
+    gated,
+    layout,
+    live,
+    ops,
+    plain,
+    run,
+    sites_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -107,7 +122,9 @@ def test_no_mix_where_nobody_reads_the_shared_stream() -> None:
 
 
 def test_the_surviving_tensor_keeps_its_name() -> None:
-    names = {v.name for item in prune(gated("residual", constant_masks("residual", False))).model.graph for v in item.outputs}
+    names = {
+        v.name for item in prune(gated("residual", constant_masks("residual", False))).model.graph for v in item.outputs
+    }
     assert names == {v.name for item in plain("residual").graph for v in item.outputs}
     masks = random_masks("chain", 0.4, 7)
     names = {v.name for item in prune(gated("chain", masks)).model.graph for v in item.outputs}
@@ -135,7 +152,7 @@ def test_metadata_stays_and_says_pruned() -> None:
 def test_gates_tied_over_a_stage_need_no_gather() -> None:
     rng = np.random.default_rng(0)
     mask = np.tile(rng.random((1, 6)) < 0.4, (3, 1))  # the same channels for all tasks
-    pruned = prune(gated("residual", {site: mask for site in sites_of("residual", 6)}))
+    pruned = prune(gated("residual", dict.fromkeys(sites_of("residual", 6), mask)))
     assert pruned.report["gathers"] == []
     assert ops(pruned.model)["Gather"] == 0
 
@@ -158,7 +175,9 @@ def test_p1_a_channel_masked_behind_a_norm_is_a_constant_and_padding_is_exact() 
     mask = np.array([1, 0, 1, 0, 1, 0, 1, 0], np.float32).reshape(1, 8, 1, 1)
     y = net.op("Mul", "masked", y, net.const("mask", mask))
     ones = np.ones(8, np.float32)
-    stats = [net.const(f"bn.{n}", a) for n, a in (("scale", ones), ("beta", ones * 0.5), ("mean", ones * 0), ("var", ones))]
+    stats = [
+        net.const(f"bn.{n}", a) for n, a in (("scale", ones), ("beta", ones * 0.5), ("mean", ones * 0), ("var", ones))
+    ]
     y = net.op("Relu", "relu", net.op("BatchNormalization", "bn", y, *stats))
     model = net.load({"a": net.conv("c2", y, 8, 1)})
     pruned = prune(model)
@@ -301,7 +320,9 @@ def test_p7_flatten_expands_channels_to_columns(flatten: str) -> None:
 
 def test_p7_a_reshape_that_mixes_channels_is_a_barrier() -> None:
     net = Net(("a",))
-    y = net.op("Mul", "m", net.conv("c", "image", 3, 4), net.const("k", np.array([1, 0, 1, 1], np.float32).reshape(1, 4, 1, 1)))
+    y = net.op(
+        "Mul", "m", net.conv("c", "image", 3, 4), net.const("k", np.array([1, 0, 1, 1], np.float32).reshape(1, 4, 1, 1))
+    )
     y = net.op("Reshape", "shuffle", y, net.const("shape", np.array([1, 2, 16, 8])))
     model = net.load({"a": net.conv("end", y, 2, 1)})
     pruned = prune(model)
@@ -313,7 +334,8 @@ def test_p8_a_residual_sum_keeps_the_union() -> None:
     net = Net(("a",))
     masks = [np.array(m, np.float32).reshape(1, 4, 1, 1) for m in ([1, 1, 0, 0], [0, 0, 1, 1])]
     left, right = (
-        net.op("Mul", f"m{i}", net.conv(f"c{i}", "image", 3, 4), net.const(f"k{i}", mask)) for i, mask in enumerate(masks)
+        net.op("Mul", f"m{i}", net.conv(f"c{i}", "image", 3, 4), net.const(f"k{i}", mask))
+        for i, mask in enumerate(masks)
     )
     model = net.load({"a": net.conv("end", net.op("Add", "sum", left, right), 4, 1)})
     pruned = prune(model)
@@ -337,7 +359,9 @@ def test_an_operator_across_channels_is_a_barrier_and_listed(op: str) -> None:
     pruned = prune(model)
     assert pruned.report["barriers"] == [[op, f"x.{t}"] for t in TASKS]
     assert difference(run(model), run(pruned.model)) <= TOLERANCE
-    assert sum(row["live"] for name, row in pruned.report["convs"].items() if name.startswith("s0")) == live(masks["s0"])
+    assert sum(row["live"] for name, row in pruned.report["convs"].items() if name.startswith("s0")) == live(
+        masks["s0"]
+    )
 
 
 def test_channelwise_operators_of_many_kinds() -> None:
@@ -349,7 +373,13 @@ def test_channelwise_operators_of_many_kinds() -> None:
     for t in TASKS:
         y = net.op("PRelu", f"prelu.{t}", outs[t], net.const("slope", rng.random((6, 1, 1)).astype(np.float32)))
         y = net.op("Clip", f"clip.{t}", y, net.const("low", np.float32(-0.5)), net.const("high", np.float32(2)))
-        y = net.op("Pad", f"pad.{t}", y, net.const("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1])), net.const("fill", np.float32(0.25)))
+        y = net.op(
+            "Pad",
+            f"pad.{t}",
+            y,
+            net.const("pads", np.array([0, 0, 1, 1, 0, 0, 1, 1])),
+            net.const("fill", np.float32(0.25)),
+        )
         y = net.op("AveragePool", f"pool.{t}", y, kernel_shape=[2, 2], strides=[2, 2])
         sizes = net.const("sizes", np.array([1, 6, 8, 8]))
         y = net.op("Resize", f"up.{t}", y, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
@@ -360,7 +390,9 @@ def test_channelwise_operators_of_many_kinds() -> None:
         y = net.op("Slice", f"cut.{t}", y, *(net.const(n, np.array([v])) for n, v in (("st", 1), ("en", 6), ("ax", 1))))
         y = net.op("Gather", f"pick.{t}", y, net.const("picked", np.array([4, 2, 2, 0])), axis=1)
         one = net.op("ReduceMax", f"max.{t}", y, net.const("axes", np.array([2, 3])), keepdims=0)
-        ends[t] = net.op("Gemm", f"fc.{t}", one, net.noise(f"fc.{t}.w", 3, 4), net.noise(f"fc.{t}.b", 3), transB=1, alpha=0.5)
+        ends[t] = net.op(
+            "Gemm", f"fc.{t}", one, net.noise(f"fc.{t}.w", 3, 4), net.noise(f"fc.{t}.b", 3), transB=1, alpha=0.5
+        )
     model = net.load(ends)
     pruned = prune(model)
     assert pruned.report["barriers"] == []

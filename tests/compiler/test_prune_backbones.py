@@ -67,7 +67,9 @@ class Reference:
         proto = onnx.load_from_string(graph.dump(model))
         self.masks = [t for t in proto.graph.initializer if ".mask_" in t.name]
         for tensor in self.masks:
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
             proto.graph.initializer.remove(tensor)
         self.session, self.image = _session(proto.SerializeToString()), image
 
@@ -180,7 +182,11 @@ def _check_extremes(model: ir.Model) -> None:
     tasks = [task["name"] for task in about["tasks"]]
     weights = {node.name: tuple(node.inputs[1].shape) for node in model.graph if node.op_type in ("Conv", "Gemm")}
     source = {node.name: node.inputs[1].name for node in model.graph if node.name in weights}
-    shared = [shape for name, shape in weights.items() if not source[name].startswith("branches.") or ".shared." in source[name]]
+    shared = [
+        shape
+        for name, shape in weights.items()
+        if not source[name].startswith("branches.") or ".shared." in source[name]
+    ]
     own = [shape for name, shape in weights.items() if ".shared." not in source[name]]
     closed = prune(close_all(model))
     opened = prune(set_masks(model, {s["name"]: np.ones((len(tasks), s["channels"]), bool) for s in about["sites"]}))
