@@ -33,6 +33,7 @@ EXTRAS = {
     "onnxscript": "train",
     "mujoco": "train",
     "av": "video",
+    "PIL": "images",
     "matplotlib": "report",
 }
 

@@ -14,19 +14,19 @@ from . import __version__
 from .cli_console import Answer
 from .reports.tables import Grid
 
-#: import name, distribution, needed for, minimum; the first eight are the core and must be there.
+#: import name, distribution, needed for, minimum; those of the core must be there.
 PACKAGES = (
     ("numpy", "numpy", "core", "1.26"),
     ("onnx", "onnx", "core", "1.17"),
     ("onnx_ir", "onnx-ir", "core", "0.1.10"),
     ("onnxruntime", "onnxruntime", "core", "1.22"),
-    ("PIL", "pillow", "core", "10"),
     ("rich", "rich", "core", "13"),
     ("safetensors", "safetensors", "core", "0.4.5"),
     ("typer", "typer", "core", "0.12"),
+    ("PIL", "pillow", "images", "10.3"),
     ("torch", "torch", "train", "2.6"),
     ("lightning", "lightning", "train", "2.4"),
-    ("onnxscript", "onnxscript", "train", "0.3"),
+    ("onnxscript", "onnxscript", "train", "0.5"),
     ("mujoco", "mujoco-core", "train", "4.0"),
     ("av", "av", "video", "12"),
 )
@@ -108,7 +108,12 @@ def missing(
         core = item["group"] == "core"
         what = f"{item['name']} {item['version']} is older than {item['minimum']}" if item["too_old"] else item["name"]
         wanted = f"'{item['name']}>={item['minimum']}'" if core else f"'igate-edge[{item['group']}]'"
-        needed = {"core": "everything", "train": "igate train and export", "video": "igate run on a video file"}
+        needed = {
+            "core": "everything",
+            "images": "igate run, report and demo",
+            "train": "igate train and export",
+            "video": "igate run on a video file",
+        }
         upgrade = "--upgrade " if item["too_old"] else ""
         fix = f"pip install {upgrade}{wanted}"
         problems.append({"what": what, "needed_for": needed[item["group"]], "fix": fix, "required": core})

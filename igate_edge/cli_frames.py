@@ -41,7 +41,7 @@ def open_frames(source: Path) -> Frames:
 
     Raises DataError (nothing there, empty, not readable, NaN) or UnavailableError (a video without the extra `video`).
     """
-    from .training.frames import SUFFIXES
+    from .frames import SUFFIXES
 
     suffix = source.suffix.lower()
     if source.is_dir():
@@ -66,7 +66,7 @@ def _first(items: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.nd
 
 def _pictures(source: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Images under names without suffix, made different where two files share a stem."""
-    from .training.frames import read_frames
+    from .frames import read_frames
 
     seen: set[str] = set()
     for file, image in read_frames(source):

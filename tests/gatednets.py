@@ -1,4 +1,6 @@
-"""Gated nets written as ONNX by hand, each with its plain twin of the same shared weights; what the compiler tests prune."""
+"""Gated nets written as ONNX by hand, each with its plain twin of the same shared weights; what the compiler tests
+prune.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,7 @@ def live(masks: np.ndarray) -> int:
     return int(masks.sum() + masks.shape[1] - masks.all(axis=0).sum())
 
 
-# --- nets: masks {site: bool [T, C]} -> (gated, plain twin) ---------------------------------------------------------------
+# --- nets: masks {site: bool [T, C]} -> (gated, plain twin) -------------------------------------------------
 
 
 def _streams(net: Net, gated: bool) -> list[str]:
@@ -231,3 +233,8 @@ def plain(kind: str, width: int = 6) -> ir.Model:
 
 def constant_masks(kind: str, opened: bool, width: int = 6) -> dict[str, np.ndarray]:
     return {site: np.full((len(TASKS), count), opened) for site, count in sites_of(kind, width).items()}
+
+
+def random_masks(kind: str, share: float, seed: int, width: int = 6) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {site: rng.random((len(TASKS), count)) < share for site, count in sites_of(kind, width).items()}

@@ -1,7 +1,8 @@
 """Where every channel comes from (provenance) and who needs it (liveness).
 
-Provenance is value numbering at channel granularity: a select with a constant mask picks numbers, equal operations on equal numbers
-get equal numbers, and a mix of one and the same map is that map. Liveness runs backwards from the outputs.
+Provenance is value numbering at channel granularity: a select with a constant mask picks numbers, equal operations on
+equal numbers get equal numbers, and a mix of one and the same map is that map. Liveness runs backwards from the
+outputs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from .rules import apply, channel_mask
 
 @dataclass(frozen=True)
 class Channels:
-    """Result of `analyse`. `ids`: numbers of every value's channels; `facts`: one a node, in graph order; `live`: bool per number;
-    `order`: physical rank of every channel of a value, so that channels selected together lie together."""
+    """Result of `analyse`. `ids`: numbers of every value's channels; `facts`: one a node, in graph order; `live`:
+    bool per number; `order`: physical rank of every channel of a value, so that channels selected together lie
+    together.
+    """
 
     numbers: Numbers
     ids: dict[str, Ids]
@@ -41,7 +44,9 @@ class Channels:
 
 
 def analyse(model: ir.Model) -> Channels:
-    """Provenance, liveness and physical order of all channels of a model made by `graph.load`; the model is not altered."""
+    """Provenance, liveness and physical order of all channels of a model made by `graph.load`; the model is not
+    altered.
+    """
     graph, numbers = model.graph, Numbers()
     scope = Scope(numbers, graph.opset_imports.get("", 18))
     for value in graph.inputs:
@@ -88,7 +93,9 @@ def _need(live: np.ndarray, numbers: Numbers, ids: Ids) -> None:
 
 @dataclass
 class _Orders:
-    """Groups values whose channels meet one to one (a residual stage), and sorts each group's channels by its select masks."""
+    """Groups values whose channels meet one to one (a residual stage), and sorts each group's channels by its select
+    masks.
+    """
 
     model: ir.Model
     scope: Scope
@@ -137,7 +144,9 @@ class _Orders:
 
 
 def _rank(first: np.ndarray, masks: np.ndarray) -> Ids:
-    """Rank of every channel when sorted by its pattern of gates in Gray order (neighbours differ in few gates), stable."""
+    """Rank of every channel when sorted by its pattern of gates in Gray order (neighbours differ in few gates),
+    stable.
+    """
     bits = masks[np.sort(first)].astype(np.int64)
     keys = np.cumsum(bits, axis=0) % 2
     order = np.lexsort(keys[::-1])

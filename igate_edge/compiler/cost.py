@@ -1,7 +1,8 @@
-"""Multiply-accumulates and parameters of a graph: one table, operator -> function of shapes; what is not in it is listed.
+"""Multiply-accumulates and parameters of a graph: one table, operator -> function of shapes; what is not in it is
+listed.
 
-A MAC is one multiplication with its addition; bias additions, activations, pooling, resizing and copies count as 0. MACs are a
-column of a report, never a speed: see the measured times beside them.
+A MAC is one multiplication with its addition; bias additions, activations, pooling, resizing and copies count as 0.
+MACs are a column of a report, never a speed: see the measured times beside them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ WEIGHTED = {
     "GroupNormalization": 1, "LayerNormalization": 1, "PRelu": 1, "DequantizeLinear": 0,
 }  # fmt: skip
 #: Operators without multiply-accumulates in the sense above.
-FREE = (ELEMENTWISE | SPATIAL) | frozenset(
-    ["ArgMax", "ArgMin", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Flatten", "Gather", "GatherElements", "GatherND", "GroupNormalization", "Identity", "LayerNormalization", "LogSoftmax", "LpNormalization", "ReduceL1", "ReduceProd", "Reshape", "Shape", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze"]
-)
+FREE = (ELEMENTWISE | SPATIAL) | frozenset([
+    "ArgMax", "ArgMin", "Concat", "Constant", "ConstantOfShape", "DepthToSpace", "Dropout", "Flatten", "Gather",
+    "GatherElements", "GatherND", "GroupNormalization", "Identity", "LayerNormalization", "LogSoftmax",
+    "LpNormalization", "ReduceL1", "ReduceProd", "Reshape", "Shape", "Slice", "Softmax", "SpaceToDepth", "Split",
+    "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze",
+])  # fmt: skip
 
 
 def _conv(inputs: list[Shape], output: Shape) -> int:
@@ -57,7 +61,7 @@ MACS: dict[str, Callable[[list[Shape], Shape], int]] = {
 
 @dataclass(frozen=True)
 class NodeCost:
-    """Cost of one node; `head`: it belongs to a task's head (its weights are called "heads...."), not to the encoder."""
+    """Cost of one node; `head`: it belongs to a task's head (its weights are called "heads...."), not the encoder."""
 
     name: str
     op: str
@@ -88,7 +92,8 @@ class Cost:
 def count(model: ir.Model) -> Cost:
     """MACs and parameters of a model whose values have static shapes; a weight that two nodes read counts once.
 
-    A 3x3 convolution from 16 to 32 channels at 14x14 has 3*3*16*32*14*14 MACs and 3*3*16*32 + 32 parameters with its bias.
+    A 3x3 convolution from 16 to 32 channels at 14x14 has 3*3*16*32*14*14 MACs and 3*3*16*32 + 32 parameters with its
+    bias.
     """
     nodes, unknown, seen = [], [], set[str]()
     for node in model.graph:

@@ -1,4 +1,6 @@
-"""Writing a graph whose tensors hold chosen channels: who holds which number, and the cheapest way to assemble a list of numbers."""
+"""Writing a graph whose tensors hold chosen channels: who holds which number, and the cheapest way to assemble a list
+of numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ CANDIDATES = 16  # assembled tensors looked at for reuse
 
 @dataclass(eq=False)
 class Tensor:
-    """A value of the new graph. `numbers`: what its channels hold, -1 for a channel nobody reads. `free`: the producer can still
-    put its output channels in any order, until somebody reads them."""
+    """A value of the new graph. `numbers`: what its channels hold, -1 for a channel nobody reads. `free`: the
+    producer can still put its output channels in any order, until somebody reads them.
+    """
 
     name: str
     numbers: Ids
@@ -32,7 +35,9 @@ class Tensor:
 
 @dataclass(eq=False)
 class Constant:
-    """An initializer; `make` is called when the order of all channels is known. `source`: the tensor that `make` may return as is."""
+    """An initializer; `make` is called when the order of all channels is known. `source`: the tensor that `make` may
+    return as is.
+    """
 
     name: str
     make: Callable[[], np.ndarray]
@@ -113,7 +118,7 @@ class Emitter:
         return Constant(self.name(base), lambda: array)
 
     def reorder(self, tensor: Tensor, numbers: Ids) -> bool:
-        """Put a tensor's channels in the order of `numbers` if its producer is still free to; says whether it now is."""
+        """Put a tensor's channels in the order of `numbers` if its producer still can; says whether they now are."""
         if np.array_equal(tensor.numbers, numbers):
             return True
         if not tensor.free or len(numbers) != len(tensor.numbers):
@@ -146,7 +151,9 @@ class Emitter:
         return self._concat(parts, base, like)
 
     def columns(self, wanted: Ids, base: str, like: ir.Value) -> Tensor:
-        """A tensor that holds all of `wanted` in any order, perhaps with others between: for readers with free columns."""
+        """A tensor that holds all of `wanted` in any order, perhaps with others between: for readers with free
+        columns.
+        """
         shape, spare = dims_or_none(like), len(wanted) // 4
         best: Tensor | None = None
         for held in self._candidates(int(wanted[0]), shape):

@@ -1,7 +1,7 @@
 """ONNX files in and out: what the compiler takes is checked here once, so that all later stages may rely on it.
 
-After `load`: no external data, opset 17-19, no control flow, every value named and of static shape, every constant an initializer,
-every task an output.
+After `load`: no external data, opset 17-19, no control flow, every value named and of static shape, every constant an
+initializer, every task an output.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ MAX_BYTES = 2**31 - 1  # a protobuf message holds less
 MAX_FOLD = 2**26  # elements of a folded constant: nothing a robot's network needs is larger
 EXPORT = "export it again with igate_edge"
 #: Never folded: random, or the marks of a quantised model.
-KEPT = frozenset(
-    ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "QuantizeLinear", "DequantizeLinear"]
-)
+KEPT = frozenset([
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial",
+    "QuantizeLinear", "DequantizeLinear",
+])  # fmt: skip
 
 
 def load(data: bytes | str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX model, given as bytes or as a path, and make it ready for the compiler.
 
-    Folds constants (among them float16 weights followed by a Cast) and infers shapes. Raises GraphError for whatever is not a
-    self-contained static model with igate metadata, UnavailableError when the file cannot be read.
+    Folds constants (among them float16 weights followed by a Cast) and infers shapes. Raises GraphError for whatever
+    is not a self-contained static model with igate metadata, UnavailableError when the file cannot be read.
     """
     proto = _parse(data if isinstance(data, bytes) else _read(Path(data)))
     _check_tensors(proto)

@@ -14,20 +14,27 @@ from .numbers import Ids, Numbers
 NONE = np.zeros(0, np.int64)
 
 #: Operators that act on every element alone (so on every channel alone), with any number of broadcast operands.
-ELEMENTWISE = frozenset(
-    ["Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor"]
-)
+ELEMENTWISE = frozenset([
+    "Abs", "Add", "And", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean",
+    "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid",
+    "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh", "ThresholdedRelu", "Where", "Xor",
+])  # fmt: skip
 #: Operators that treat every channel alone but look at its neighbourhood; further inputs are constants shared by all.
-SPATIAL = frozenset(
-    ["AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "MaxPool", "Pad", "Resize", "Upsample", "InstanceNormalization", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "Expand"]
-)
+SPATIAL = frozenset([
+    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "MaxPool", "Pad", "Resize",
+    "Upsample", "InstanceNormalization", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "ReduceMean",
+    "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "Expand",
+])  # fmt: skip
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One input of a channelwise node. kind: map (a number a channel), one (a single channel broadcast to all), each (constant
-    sliced along `axis`), shared (constant), literal (int64 sizes whose entry `axis` is the channel count), none (absent)."""
+    """One input of a channelwise node. kind: map (a number a channel), one (a single channel broadcast to all), each
+    (constant sliced along `axis`), shared (constant), literal (int64 sizes whose entry `axis` is the channel
+    count), none (absent).
+    """
 
     kind: str
     operand: int = -1
@@ -43,11 +50,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fact:
-    """What a node does. kind: view (makes no new map), lanes (channel by channel), rows (every output channel reads all input
-    channels), groups (grouped convolution), mix (linear forms), flat ([N,C,H,W] -> [N,C*H*W]), barrier (not understood).
+    """What a node does. kind: view (makes no new map), lanes (channel by channel), rows (every output channel reads
+    all input channels), groups (grouped convolution), mix (linear forms), flat ([N,C,H,W] -> [N,C*H*W]), barrier
+    (not understood).
 
-    `ids`: numbers of the first output; `fresh`: positions whose number is born here; `operands` [k, n]: numbers read, for lanes
-    and flat those of every output channel, else all that are read.
+    `ids`: numbers of the first output; `fresh`: positions whose number is born here; `operands` [k, n]: numbers read,
+    for lanes and flat those of every output channel, else all that are read.
     """
 
     node: ir.Node
@@ -63,7 +71,9 @@ class Fact:
 
 @dataclass
 class Scope:
-    """State of one walk: the numbers of every value seen so far, and which values are products by constants (mix terms)."""
+    """State of one walk: the numbers of every value seen so far, and which values are products by constants (mix
+    terms).
+    """
 
     numbers: Numbers
     opset: int
@@ -71,7 +81,9 @@ class Scope:
     scaled: set[str] = field(default_factory=set)
 
     def of(self, value: ir.Value, count: int) -> Ids | None:
-        """Numbers of a value with `count` channels; constants get theirs here. None if it has another number of channels."""
+        """Numbers of a value with `count` channels; constants get theirs here. None if it has another number of
+        channels.
+        """
         array = constant(value)
         if array is None:
             found = self.ids[name_of(value)]
@@ -149,11 +161,13 @@ def view(scope: Scope, node: ir.Node) -> Fact | None:
     return Fact(node, "view", ids) if ids is not None else None
 
 
-# --- channelwise operators ------------------------------------------------------------------------------------------------
+# --- channelwise operators ----------------------------------------------------------------------------------
 
 
 def lanes(scope: Scope, node: ir.Node, literal: np.ndarray | None = None) -> Fact | None:
-    """Every output channel is the same function of the same channel of the inputs. `literal`: sizes that replace input 1."""
+    """Every output channel is the same function of the same channel of the inputs. `literal`: sizes that replace
+    input 1.
+    """
     if any(name_of(extra) and (list(extra.uses()) or extra.is_graph_output()) for extra in node.outputs[1:]):
         return None
     shape = dims(node.outputs[0])
@@ -269,7 +283,9 @@ def _array(node: ir.Node, index: int) -> np.ndarray | None:
 
 
 def _fold(scope: Scope, node: ir.Node, reads: Ids, slots: tuple[Slot, ...]) -> tuple[Ids, Ids] | None:
-    """Positions whose operands are all constants, and the numbers of the results. Only where a constant stays one at borders."""
+    """Positions whose operands are all constants, and the numbers of the results. Only where a constant stays one at
+    borders.
+    """
     table, rank = scope.numbers, len(dims(node.outputs[0]))
     if node.op_type not in ELEMENTWISE and node.op_type not in ("BatchNormalization", "GlobalAveragePool", "MaxPool"):
         return None
@@ -298,7 +314,8 @@ def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> np.n
 
     names = [f"i{index}" if array is not None else "" for index, array in enumerate(inputs)]
     proto = onnx.helper.make_node(node.op_type, names, ["o"])
-    proto.attribute.extend(ir.to_proto(item) for item in node.attributes.values())
+    for item in node.attributes.values():
+        proto.attribute.append(ir.to_proto(item))
     feeds = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
     infos = [onnx.ValueInfoProto(name=name) for name in feeds]
     graph = onnx.helper.make_graph([proto], "one", infos, [onnx.ValueInfoProto(name="o")])

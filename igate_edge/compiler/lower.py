@@ -66,7 +66,7 @@ def _same(order: Ids, count: int) -> bool:
 
 
 def _columns(weight: np.ndarray, ids: Ids, held: Ids, known: np.ndarray, constants: np.ndarray | None) -> np.ndarray:
-    """Columns of `weight` (one per number of `ids`) moved to where `held` has those numbers; unread channels get zeros."""
+    """Columns of `weight` (one per number of `ids`) moved to where `held` has those numbers, zeros elsewhere."""
     if not known.any() and np.array_equal(ids, held):
         return weight
     place = {number: index for index, number in reversed(list(enumerate(held.tolist())))}
@@ -75,14 +75,16 @@ def _columns(weight: np.ndarray, ids: Ids, held: Ids, known: np.ndarray, constan
     if len(np.unique(at)) == len(at):
         moved[:, at] = weight[:, ~known]
     else:  # one map read twice: its columns add up
-        np.add.at(moved, (slice(None), at), weight[:, ~known])
+        np.add.at(moved.swapaxes(0, 1), at, weight[:, ~known].swapaxes(0, 1))
     if constants is not None:
         moved[:, place[ONE]] = np.tensordot(weight[:, known].astype(np.float64), constants, axes=([1], [0]))
     return moved
 
 
 def emit_groups(out: Emitter, fact: Fact, used: Ids) -> list[str]:
-    """A grouped convolution: whole groups, and one row count for all of them. Returns its name if dead rows had to stay."""
+    """A grouped convolution: whole groups, and one row count for all of them. Returns its name if dead rows had to
+    stay.
+    """
     weight, groups = fact.weight, int(fact.space)
     assert weight is not None
     out_each, in_each = len(weight) // groups, len(fact.operands)
@@ -129,7 +131,9 @@ def _emit_group_part(out: Emitter, fact: Fact, parts: list[list[int]], used: set
 
 
 def emit_mix(out: Emitter, fact: Fact, used: Ids) -> list[str]:
-    """Linear forms as one small 1x1 convolution; plain products by a constant stay a Mul. Returns the convolution's name."""
+    """Linear forms as one small 1x1 convolution; plain products by a constant stay a Mul. Returns the convolution's
+    name.
+    """
     node, like = fact.node, fact.node.outputs[0]
     forms = {int(number): dict(out.numbers.forms[int(number)]) for number in fact.ids[used]}
     if all(len(form) == 1 for form in forms.values()):

@@ -17,9 +17,11 @@ from .rules import channel_mask
 
 
 def set_masks(model: ir.Model, masks: Mapping[str, np.ndarray]) -> ir.Model:
-    """A copy whose sites have these gates: {site name: bool [T, C]}, tasks in metadata order; sites not named keep theirs.
+    """A copy whose sites have these gates: {site name: bool [T, C]}, tasks in metadata order; sites not named keep
+    theirs.
 
-    Raises InputError for an unknown site or a wrong shape, GraphError when the graph's selects do not match its metadata.
+    Raises InputError for an unknown site or a wrong shape, GraphError when the graph's selects do not match its
+    metadata.
     """
     about = meta(model)
     sites = {site["name"]: site for site in about.get("sites", [])}
@@ -78,7 +80,9 @@ def keep_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _selects(model: ir.Model, about: Mapping[str, Any]) -> dict[tuple[str, str], ir.Node]:
-    """(site, task) -> the Where that selects for it: by the mask's name, else by order; contents must agree with the metadata."""
+    """(site, task) -> the Where that selects for it: by the mask's name, else by order; contents must agree with the
+    metadata.
+    """
     wheres = [node for node in model.graph if channel_mask(node) is not None]
     wanted = [(site["name"], task) for site in about["sites"] for task in site["open"]]
     by_name: dict[str, list[ir.Node]] = {}

@@ -1,7 +1,8 @@
-"""Gated graph -> static graph: dead filters, empty branches, selects and needless mixes are gone; the outputs are the same.
+"""Gated graph -> static graph: dead filters, empty branches, selects and needless mixes are gone; the outputs are the
+same.
 
-Every number (see `channels`) that is live gets one physical channel, in the node that first makes it. Nodes are written in their
-original order, so the pass is deterministic; the model given is not altered.
+Every number (see `channels`) that is live gets one physical channel, in the node that first makes it. Nodes are
+written in their original order, so the pass is deterministic; the model given is not altered.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ __all__ = ["Pruned", "close_all", "keep_outputs", "prune", "set_masks"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """The static model, and what was done (JSON-able): `convs` {name: {op, rows, live}}, `dropped` branches, `barriers`, `gathers`,
-    `mixes`, `whole` (grouped convolutions that kept dead rows), `sites` {name: {channels, open per task}}."""
+    """The static model, and what was done (JSON-able): `convs` {name: {op, rows, live}}, `dropped` branches,
+    `barriers`, `gathers`, `mixes`, `whole` (grouped convolutions that kept dead rows), `sites` {name: {channels,
+    open per task}}.
+    """
 
     model: ir.Model
     report: dict[str, Any]
 
 
 def prune(model: ir.Model) -> Pruned:
-    """Remove what no output depends on, channel by channel; equal to `model` up to float rounding (1e-5 of the outputs' maximum).
+    """Remove what no output depends on, channel by channel; equal to `model` up to float rounding (1e-5 of the
+    outputs' maximum).
 
     Takes any model of `graph.load`, gated or not; a second pass changes nothing.
     """
@@ -159,8 +163,10 @@ class _Pruning:
     # --- channelwise nodes ---
 
     def _lanes(self, fact: Fact, used: Ids) -> None:
-        """Write a channelwise node, once for every group of operand tensors where that needs no slicing, else once over a gathered
-        operand. Results of later nodes over the same tensors are made here too: shared channels are computed once."""
+        """Write a channelwise node, once for every group of operand tensors where that needs no slicing, else once
+        over a gathered operand. Results of later nodes over the same tensors are made here too: shared channels
+        are computed once.
+        """
         home = self.out.home
         pending = used[home[fact.ids[used]] < 0]
         if len(pending) == 0:
@@ -190,7 +196,7 @@ class _Pruning:
         )
 
     def _lane(self, fact: Fact, reads: np.ndarray, results: Ids, places: Ids) -> None:
-        """One channelwise node. The operand that cannot be re-ordered for nothing gives the order; the others follow."""
+        """One channelwise node. An operand that cannot be re-ordered for nothing gives the order; the others follow."""
         lead = next((row for row, ids in enumerate(reads) if not self._pliable(ids)), 0)
         order = self.out.arrange(reads[lead])
         reads, results, places = reads[:, order], results[order], places[order]

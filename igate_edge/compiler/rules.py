@@ -1,6 +1,7 @@
 """What each ONNX operator does to channels: the table that `channels.analyse` walks over a graph with.
 
-A rule returns a Fact, or None for "not understood in this use": then the node becomes a barrier, which is always correct.
+A rule returns a Fact, or None for "not understood in this use": then the node becomes a barrier, which is always
+correct.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def apply(scope: Scope, node: ir.Node) -> Fact:
     return fact
 
 
-# --- convolutions and matrices --------------------------------------------------------------------------------------------
+# --- convolutions and matrices ------------------------------------------------------------------------------
 
 
 def _conv(scope: Scope, node: ir.Node) -> Fact | None:
@@ -143,7 +144,7 @@ def _matmul(scope: Scope, node: ir.Node) -> Fact | None:
     return _dense(scope, node, scope.ids[name_of(first)], right.T, None, ("Gemm", right.shape[0]), False)
 
 
-# --- selects and mixes ----------------------------------------------------------------------------------------------------
+# --- selects and mixes --------------------------------------------------------------------------------------
 
 
 def _where(scope: Scope, node: ir.Node) -> Fact | None:
@@ -223,7 +224,7 @@ def _mix(scope: Scope, node: ir.Node, terms: list[dict[int, float]]) -> Fact:
     return Fact(node, "mix", ids, fresh, np.array(atoms, np.int64)[None])
 
 
-# --- channels moved around ------------------------------------------------------------------------------------------------
+# --- channels moved around ----------------------------------------------------------------------------------
 
 
 def _view(scope: Scope, node: ir.Node) -> Fact | None:
@@ -300,7 +301,9 @@ def _gather(scope: Scope, node: ir.Node) -> Fact | None:
 
 
 def _reshape(scope: Scope, node: ir.Node) -> Fact | None:
-    """[N,C,...] -> [N,C,...] keeps channels; [N,C,H,W] -> [N,C*H*W] expands each into its pixels; anything else is unknown."""
+    """[N,C,...] -> [N,C,...] keeps channels; [N,C,H,W] -> [N,C*H*W] expands each into its pixels; anything else is
+    unknown.
+    """
     first = node.inputs[0]
     assert first is not None
     if constant(first) is not None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..errors import DataError, UnavailableError
 from ..files import atomic_writer, os_errors, write_atomic
-from .frames import read_16bit, read_frames, read_ids, read_image, read_rgb_label
+from ..frames import read_16bit, read_frames, read_ids, read_image, read_rgb_label
 from .layout import EXTRAS, INFO, KIND_OF, DataInfo, load_json, read_info, write_info
 
 __all__ = [

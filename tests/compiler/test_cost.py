@@ -103,7 +103,7 @@ def test_cost_of_one_specialised_channel() -> None:
     base = count(prune(gated("chain", masks)).model).macs
     masks["s2"][0, 0] = True  # one row of the last layer, for task a: 6 inputs, 3x3, 4x4 pixels
     model = gated("chain", masks)
-    # The last site's mix is read by nobody. The head of a reads the shared tensor whole: a zero column is cheaper than a slice.
+    # Nobody reads the last site's mix. The head of a reads the shared tensor whole: a zero column, not a slice.
     assert count(prune(model).model).macs == base + 3 * 3 * 6 * 4 * 4 + 1 * 4 * 4
     assert count(prune(close_all(model)).model).macs == base
 

@@ -240,7 +240,7 @@ def test_a_huge_constant_is_not_folded() -> None:
     assert ops(prune(model).model) == {"Conv": 1}
 
 
-# --- masks ----------------------------------------------------------------------------------------------------------------
+# --- masks --------------------------------------------------------------------------------------------------
 
 
 def test_set_masks_equals_building_with_those_masks() -> None:

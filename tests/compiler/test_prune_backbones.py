@@ -128,7 +128,9 @@ def check(model: ir.Model, count: int, seed: int) -> None:
 
 
 def _check_rows(report: dict, masks: dict[str, np.ndarray], model: ir.Model) -> None:
-    """Live rows of all encoder convolutions are those of the formula, summed over the convolutions that end in a site."""
+    """Live rows of all encoder convolutions are those of the formula, summed over the convolutions that end in a
+    site.
+    """
     rows = sum(row["live"] for name, row in report.items() if _branch(model, name))
     made = _writers(model)
     assert rows == sum(len(made[site]) * live(mask) for site, mask in masks.items())
@@ -140,7 +142,9 @@ def _branch(model: ir.Model, name: str) -> bool:
 
 
 def _writers(model: ir.Model) -> dict[str, list[str]]:
-    """Site -> the layers of the shared branch whose channels it gates: the convolutions that reach it channel by channel."""
+    """Site -> the layers of the shared branch whose channels it gates: the convolutions that reach it channel by
+    channel.
+    """
     found: dict[str, list[str]] = {}
     for node in model.graph:
         if node.op_type == "Where" and node.name.startswith("sites."):
@@ -177,7 +181,9 @@ def test_backbone_many_patterns(name: str) -> None:
 
 
 def _check_extremes(model: ir.Model) -> None:
-    """All closed: the shared branch and the heads, nothing else. All open: the task branches and the heads, nothing else."""
+    """All closed: the shared branch and the heads, nothing else. All open: the task branches and the heads, nothing
+    else.
+    """
     about = graph.meta(model)
     tasks = [task["name"] for task in about["tasks"]]
     weights = {node.name: tuple(node.inputs[1].shape) for node in model.graph if node.op_type in ("Conv", "Gemm")}

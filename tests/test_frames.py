@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from igate_edge.errors import DataError
-from igate_edge.training.frames import read_16bit, read_frames, read_ids, read_image, read_rgb_label
+from igate_edge.frames import read_16bit, read_frames, read_ids, read_image, read_rgb_label
 
 RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 

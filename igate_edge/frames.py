@@ -7,11 +7,14 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ..errors import DataError
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 #: Images with more pixels than this are refused before they are decoded: a small file can unpack to gigabytes.
@@ -20,8 +23,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _MODES_8BIT = ("L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def _open(path: Path, what: str) -> Image:
     """Open and decode one image file; every way a file can be wrong becomes a DataError that names it."""
+    from PIL import Image
+
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -47,7 +52,7 @@ def _open(path: Path, what: str) -> Image.Image:
     raise DataError(f"the {what} {path} is too large", reason, "scale it down first")
 
 
-def _is_16bit(path: Path, picture: Image.Image) -> bool:
+def _is_16bit(path: Path, picture: Image) -> bool:
     if picture.mode not in _MODES_8BIT:
         return True
     with path.open("rb") as file:
@@ -61,6 +66,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises DataError for a missing, unreadable, corrupt or 16-bit file, and for one above 64 million pixels.
     """
+    from PIL import ImageOps
+
     path = Path(path)
     picture = _open(path, "image")
     if _is_16bit(path, picture):
@@ -127,6 +134,7 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]
     Raises DataError at once for a missing path or an empty folder, and while iterating for an unreadable file.
 
     >>> import tempfile; from pathlib import Path
+    >>> from PIL import Image
     >>> folder = Path(tempfile.mkdtemp()); Image.new("RGB", (4, 3)).save(folder / "a.png")
     >>> [(name, frame.shape) for name, frame in read_frames(folder)]
     [('a.png', (3, 4, 3))]
