@@ -14,12 +14,11 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .contract import OutputSpec, Preprocess
+from .contract import OutputSpec, Preprocess, check_sites, is_number
 from .errors import BundleError, IgateError
-from .files import atomic_writer, os_errors
+from .files import as_path, atomic_writer, os_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +62,7 @@ class Bundle:
 
         Raises BundleError (not a bundle, newer schema, truncated, altered) or UnavailableError (no permission).
         """
-        path = Path(path)
+        path = as_path(path)
         with os_errors(path, "read"):
             if not path.exists():
                 raise BundleError("no such bundle", str(path), "check the path")
@@ -118,9 +117,14 @@ def write_bundle(
 
     from . import __version__
 
-    golden = {name: np.ascontiguousarray(golden[name]) for name in sorted(golden)}
-    pairs = {name: np.asarray(ranges[name], np.float64) for name in sorted(ranges)}
-    contents = [model, save(pairs), plain, save(golden)]
+    try:
+        arrays = {name: np.ascontiguousarray(golden[name]) for name in sorted(golden)}
+        pairs = {name: np.asarray(ranges[name], np.float64) for name in sorted(ranges)}
+        contents = [bytes(memoryview(model)), save(pairs), bytes(memoryview(plain)), save(arrays)]
+    except Exception as error:  # safetensors and numpy have their own error types
+        evidence = f"{type(error).__name__}: {str(error)[:200]}"
+        fix = "pass bytes, pairs of numbers and numeric arrays"
+        raise BundleError("the bundle's members cannot be stored", evidence, fix) from error
     members = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
         for name, data in zip(MEMBERS[1:], contents, strict=True)
@@ -128,13 +132,13 @@ def write_bundle(
     created = {"format": FORMAT, "schema": SCHEMA, "created_by": f"igate_edge {__version__}", "members": members}
     try:
         head = canonical_json({**manifest, **created})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BundleError(
             "the manifest is not plain JSON", str(error), "pass numbers, strings, lists and dicts"
         ) from error
     contents.insert(0, head)
     _check_manifest_size(len(head))
-    bundle = _assemble(head, contents[1:], Path(path).name)
+    bundle = _assemble(head, contents[1:], as_path(path).name)
     pieces = [(_local_header(name, data), data) for name, data in zip(MEMBERS, contents, strict=True)]
     tail = _tail([(zlib.crc32(data), len(data)) for data in contents], bundle.seal)
     total = sum(len(a) + len(b) for a, b in pieces) + len(tail)
@@ -307,24 +311,42 @@ def _problem(bundle: Bundle) -> str:
     try:
         tasks, size = bundle.tasks, bundle.preprocess
         tolerances = bundle.manifest["tolerances"]
-        limits = [float(tolerances[spec.name]["limit"]) for spec in tasks]
+        limits = [tolerances[spec.name]["limit"] for spec in tasks]
+        check_sites(bundle.manifest.get("gates") or [], tasks)
         known = bundle.manifest["form"] in FORMS and isinstance(bundle.manifest["calibration"]["method"], str)
     except (IgateError, KeyError, TypeError, ValueError, AttributeError) as error:
-        return f"tasks, preprocess, form, calibration or tolerances are incomplete ({type(error).__name__}: {error})"
+        parts = "tasks, preprocess, gates, form, calibration or tolerances"
+        return f"{parts} are incomplete ({type(error).__name__}: {error})"
     if not known:
         return "the form or the calibration is not known"
     if not tasks or len({spec.name for spec in tasks}) != len(tasks):
         return "tasks are absent or named twice"
-    if not all(0 < limit < float("inf") for limit in limits):
+    if not all(is_number(limit) and limit > 0 for limit in limits):
         return "a tolerance is not a positive number"
-    if not (0 < size.height <= 16384 and 0 < size.width <= 16384 and all(size.std)):
-        return f"the input size {size.height}x{size.width} or its std is not usable"
+    if not _readable(bundle.manifest):
+        return "opset, budget, training or results are of another type"
     frames = bundle.golden.get("frame")
     if frames is None or frames.dtype.name != "uint8" or frames.shape[1:] != (size.height, size.width, 3):
         return f"golden frames of {size.height}x{size.width}x3 uint8 are absent"
     if len(frames) < MIN_GOLDEN:
         return f"only {len(frames)} golden frames, at least {MIN_GOLDEN} are needed,"
     return next((p for spec in tasks for p in (_golden_problem(bundle, spec, len(frames)),) if p), "")
+
+
+def _readable(manifest: dict[str, Any]) -> bool:
+    """Whether what is only shown has the types that `inspect` and `report` show."""
+    shown = [manifest.get(name) for name in ("budget", "training", "results")]
+    if type(manifest.get("opset", 0)) is not int or not all(isinstance(part, dict | None) for part in shown):
+        return False
+    results = manifest.get("results") or {}
+    rivals = results.get("rivals") or {}
+    if not isinstance(rivals, dict):
+        return False
+    tables = [net for net in (results.get("float"), results.get("int8"), *rivals.values()) if net is not None]
+    if not all(isinstance(net, dict) and all(isinstance(row, dict | None) for row in net.values()) for net in tables):
+        return False
+    values = [value for net in tables for row in net.values() for value in (row or {}).values()]
+    return all(value is None or is_number(value) for value in values)
 
 
 def _golden_problem(bundle: Bundle, spec: OutputSpec, count: int) -> str:
@@ -338,4 +360,17 @@ def _golden_problem(bundle: Bundle, spec: OutputSpec, count: int) -> str:
         if array.shape[:2] != (count, spec.channels) or not np.isfinite(array).all() or not array.size:
             return f"golden {precision} output of task {spec.name!r} has shape {array.shape} or is not finite"
         shapes.add(array.shape)
+    label = bundle.golden.get(f"label/{spec.name}")
+    size = bundle.preprocess.height, bundle.preprocess.width
+    if label is not None and (label.dtype.kind not in "biuf" or label.shape not in _label_shapes(spec, count, size)):
+        return f"labels of task {spec.name!r} are {label.dtype} {list(label.shape)}, not one a frame at network size"
     return "" if len(shapes) == 1 else f"float and INT8 golden outputs of task {spec.name!r} differ in shape"
+
+
+def _label_shapes(spec: OutputSpec, count: int, size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Shapes that labels of `count` frames may have."""
+    if spec.kind == "normals":
+        return [(count, *size, 3), (count, 3, *size)]
+    if spec.dense:
+        return [(count, *size)]
+    return [(count, spec.channels) if spec.kind == "multilabel" else (count,)]

@@ -10,7 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import UnavailableError
+from .errors import InputError, UnavailableError
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path` as a Path; raises InputError for whatever cannot name a file: another type, bytes, a NUL character.
+
+    >>> as_path("a/b").name
+    'b'
+    """
+    good = isinstance(path, str) or (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str))
+    if not good or "\0" in os.fspath(path):
+        raise InputError("not a path", f"got {path!r:.80}", "pass a string or a pathlib.Path")
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -45,7 +57,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     >>> target.read_bytes()
     b'whole'
     """
-    path = Path(path)
+    path = as_path(path)
     with os_errors(path, "write"):
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:

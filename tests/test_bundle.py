@@ -17,7 +17,7 @@ import pytest
 
 from igate_edge.bundle import FORMAT, MAX_MANIFEST_BYTES, MEMBERS, Bundle, canonical_json, write_bundle
 from igate_edge.contract import OutputSpec, Preprocess
-from igate_edge.errors import BundleError, UnavailableError
+from igate_edge.errors import BundleError, InputError, UnavailableError
 
 TASKS = (OutputSpec("seg", "semseg", 3), OutputSpec("tag", "classification", 2))
 
@@ -283,8 +283,14 @@ def test_a_manifest_that_is_not_canonical_is_refused(tmp_path: Path, good: bytes
         ({"tasks": "seg"}, "incomplete"),
         ({"preprocess": {"height": 8}}, "incomplete"),
         ({"preprocess": Preprocess(9, 8).as_json()}, "golden frames of 9x8x3"),
-        ({"preprocess": Preprocess(2**40, 8).as_json()}, "not usable"),
-        ({"preprocess": Preprocess(8, 8, std=(1.0, 0.0, 1.0)).as_json()}, "not usable"),
+        ({"preprocess": {**Preprocess(8, 8).as_json(), "height": 2**40}}, "not usable"),
+        ({"preprocess": {**Preprocess(8, 8).as_json(), "std": [1.0, 0.0, 1.0]}}, "not usable"),
+        ({"gates": [{"name": "s", "channels": 2, "open": {"seg": "01", "tag": "0"}}]}, "gates do not fit"),
+        ({"gates": "x"}, "no list"),
+        ({"training": [1]}, "of another type"),
+        ({"results": {"float": 5}}, "of another type"),
+        ({"results": {"rivals": {"plain": {"seg": {"miou": "high"}}}}}, "of another type"),
+        ({"opset": None}, "of another type"),
         ({"tolerances": {}}, "incomplete"),
         ({"calibration": None}, "incomplete"),
         ({"form": "molten"}, "form or the calibration is not known"),
@@ -303,6 +309,9 @@ def test_senseless_golden_members_are_refused_when_written(tmp_path: Path) -> No
         "is not finite": {**golden, "int8/tag": np.full_like(golden["int8/tag"], np.nan)},
         "of another type": {**golden, "int8/tag": golden["int8/tag"].astype(np.float64)},
         "differ in shape": {**golden, "int8/seg": np.zeros((4, 3, 1, 1), np.float32)},
+        "labels of task 'seg' are uint8": {**golden, "label/seg": np.zeros((4, 9, 9), np.uint8)},
+        "labels of task 'tag' are": {**golden, "label/tag": np.zeros((4, 2), np.int64)},
+        "cannot be stored": {**golden, "label/tag": np.array(["a"] * 4)},
     }
     for words, arrays in cases.items():
         with pytest.raises(BundleError, match=words):
@@ -310,6 +319,9 @@ def test_senseless_golden_members_are_refused_when_written(tmp_path: Path) -> No
     for pair in ((1.0, 0.0), (0.0, float("nan")), (0.0, float("inf"))):
         with pytest.raises(BundleError, match="bad activation range"):
             write(path, ranges={"x": pair})
+    for ranges in ({"x": ("low", "high")}, None):
+        with pytest.raises(BundleError, match="cannot be stored"):
+            write(path, ranges=ranges)
     with pytest.raises(BundleError, match="not plain JSON"):
         write(path, manifest={**content()["manifest"], "x": float("nan")})
     assert not os.listdir(tmp_path)
@@ -324,6 +336,9 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BundleError, match=words):
             Bundle.read(path)
+    for wrong in (None, 0, b"a.igate", "a\0b"):
+        with pytest.raises(InputError, match="not a path"):
+            Bundle.read(wrong)  # type: ignore[arg-type]
 
 
 def test_an_ordinary_zip_and_a_pickle_are_not_bundles(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_an_error_for_people_is_on_stderr_with_its_fix(tmp_path: Path) -> None:
         (MemoryError(), 3, "not enough memory"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, "igate-edge[train]"),
         (ModuleNotFoundError("No module named 'av'", name="av"), 3, "igate-edge[video]"),
+        (ModuleNotFoundError("No module named 'PIL'", name="PIL"), 3, "igate-edge[images]"),
         (RuntimeError("surprise"), 3, "--debug"),
     ],
 )

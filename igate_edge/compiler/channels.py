@@ -44,9 +44,7 @@ class Channels:
 
 
 def analyse(model: ir.Model) -> Channels:
-    """Provenance, liveness and physical order of all channels of a model made by `graph.load`; the model is not
-    altered.
-    """
+    """Provenance, liveness and physical order of all channels of a model of `graph.load`, which is not altered."""
     graph, numbers = model.graph, Numbers()
     scope = Scope(numbers, graph.opset_imports.get("", 18))
     for value in graph.inputs:
@@ -93,9 +91,7 @@ def _need(live: np.ndarray, numbers: Numbers, ids: Ids) -> None:
 
 @dataclass
 class _Orders:
-    """Groups values whose channels meet one to one (a residual stage), and sorts each group's channels by its select
-    masks.
-    """
+    """Groups values whose channels meet one to one (a residual stage); sorts a group's channels by its selects."""
 
     model: ir.Model
     scope: Scope
@@ -144,9 +140,7 @@ class _Orders:
 
 
 def _rank(first: np.ndarray, masks: np.ndarray) -> Ids:
-    """Rank of every channel when sorted by its pattern of gates in Gray order (neighbours differ in few gates),
-    stable.
-    """
+    """Rank of each channel when sorted, stably, by its gates in Gray order: neighbours differ in few gates."""
     bits = masks[np.sort(first)].astype(np.int64)
     keys = np.cumsum(bits, axis=0) % 2
     order = np.lexsort(keys[::-1])

@@ -1,6 +1,4 @@
-"""Writing a graph whose tensors hold chosen channels: who holds which number, and the cheapest way to assemble a list
-of numbers.
-"""
+"""Writing a graph whose tensors hold chosen channels: who holds which number, and how to assemble a list of them."""
 
 from __future__ import annotations
 
@@ -151,9 +149,7 @@ class Emitter:
         return self._concat(parts, base, like)
 
     def columns(self, wanted: Ids, base: str, like: ir.Value) -> Tensor:
-        """A tensor that holds all of `wanted` in any order, perhaps with others between: for readers with free
-        columns.
-        """
+        """A tensor that holds `wanted` in any order, perhaps with others between: for readers with free columns."""
         shape, spare = dims_or_none(like), len(wanted) // 4
         best: Tensor | None = None
         for held in self._candidates(int(wanted[0]), shape):

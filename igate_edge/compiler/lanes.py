@@ -32,8 +32,7 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 @dataclass(frozen=True)
 class Slot:
     """One input of a channelwise node. kind: map (a number a channel), one (a single channel broadcast to all), each
-    (constant sliced along `axis`), shared (constant), literal (int64 sizes whose entry `axis` is the channel
-    count), none (absent).
+    (constant sliced along `axis`), shared (constant), literal (sizes; entry `axis` is the channel count), none.
     """
 
     kind: str
@@ -71,9 +70,7 @@ class Fact:
 
 @dataclass
 class Scope:
-    """State of one walk: the numbers of every value seen so far, and which values are products by constants (mix
-    terms).
-    """
+    """State of one walk: the numbers of all values so far, and which values are products by constants (mix terms)."""
 
     numbers: Numbers
     opset: int
@@ -81,9 +78,7 @@ class Scope:
     scaled: set[str] = field(default_factory=set)
 
     def of(self, value: ir.Value, count: int) -> Ids | None:
-        """Numbers of a value with `count` channels; constants get theirs here. None if it has another number of
-        channels.
-        """
+        """Numbers of a value with `count` channels; constants get theirs here. None if it has another count."""
         array = constant(value)
         if array is None:
             found = self.ids[name_of(value)]
@@ -165,9 +160,7 @@ def view(scope: Scope, node: ir.Node) -> Fact | None:
 
 
 def lanes(scope: Scope, node: ir.Node, literal: np.ndarray | None = None) -> Fact | None:
-    """Every output channel is the same function of the same channel of the inputs. `literal`: sizes that replace
-    input 1.
-    """
+    """Each output channel is the same function of that channel of the inputs. `literal`: sizes instead of input 1."""
     if any(name_of(extra) and (list(extra.uses()) or extra.is_graph_output()) for extra in node.outputs[1:]):
         return None
     shape = dims(node.outputs[0])
@@ -283,9 +276,7 @@ def _array(node: ir.Node, index: int) -> np.ndarray | None:
 
 
 def _fold(scope: Scope, node: ir.Node, reads: Ids, slots: tuple[Slot, ...]) -> tuple[Ids, Ids] | None:
-    """Positions whose operands are all constants, and the numbers of the results. Only where a constant stays one at
-    borders.
-    """
+    """Positions whose operands are all constants, and the results' numbers; only where borders cannot matter."""
     table, rank = scope.numbers, len(dims(node.outputs[0]))
     if node.op_type not in ELEMENTWISE and node.op_type not in ("BatchNormalization", "GlobalAveragePool", "MaxPool"):
         return None
@@ -320,7 +311,8 @@ def evaluate(node: ir.Node, inputs: list[np.ndarray | None], opset: int) -> np.n
     infos = [onnx.ValueInfoProto(name=name) for name in feeds]
     graph = onnx.helper.make_graph([proto], "one", infos, [onnx.ValueInfoProto(name="o")])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    results: Any = ReferenceEvaluator(model).run(None, feeds)
+    return np.asarray(results[0])
 
 
 def pixels(value: ir.Value) -> int:

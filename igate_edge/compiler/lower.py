@@ -82,9 +82,7 @@ def _columns(weight: np.ndarray, ids: Ids, held: Ids, known: np.ndarray, constan
 
 
 def emit_groups(out: Emitter, fact: Fact, used: Ids) -> list[str]:
-    """A grouped convolution: whole groups, and one row count for all of them. Returns its name if dead rows had to
-    stay.
-    """
+    """A grouped convolution: whole groups, one row count for all. Returns its name if dead rows had to stay."""
     weight, groups = fact.weight, int(fact.space)
     assert weight is not None
     out_each, in_each = len(weight) // groups, len(fact.operands)
@@ -131,9 +129,7 @@ def _emit_group_part(out: Emitter, fact: Fact, parts: list[list[int]], used: set
 
 
 def emit_mix(out: Emitter, fact: Fact, used: Ids) -> list[str]:
-    """Linear forms as one small 1x1 convolution; plain products by a constant stay a Mul. Returns the convolution's
-    name.
-    """
+    """Linear forms as one small 1x1 convolution (its name is returned); plain products by a constant stay a Mul."""
     node, like = fact.node, fact.node.outputs[0]
     forms = {int(number): dict(out.numbers.forms[int(number)]) for number in fact.ids[used]}
     if all(len(form) == 1 for form in forms.values()):

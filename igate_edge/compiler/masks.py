@@ -80,9 +80,7 @@ def keep_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _selects(model: ir.Model, about: Mapping[str, Any]) -> dict[tuple[str, str], ir.Node]:
-    """(site, task) -> the Where that selects for it: by the mask's name, else by order; contents must agree with the
-    metadata.
-    """
+    """(site, task) -> its Where: by the mask's name, else by order; contents must agree with the metadata."""
     wheres = [node for node in model.graph if channel_mask(node) is not None]
     wanted = [(site["name"], task) for site in about["sites"] for task in site["open"]]
     by_name: dict[str, list[ir.Node]] = {}

@@ -1,7 +1,6 @@
 """What each ONNX operator does to channels: the table that `channels.analyse` walks over a graph with.
 
-A rule returns a Fact, or None for "not understood in this use": then the node becomes a barrier, which is always
-correct.
+A rule returns a Fact, or None for "not understood in this use": the node becomes a barrier, which is always correct.
 """
 
 from __future__ import annotations
@@ -301,9 +300,7 @@ def _gather(scope: Scope, node: ir.Node) -> Fact | None:
 
 
 def _reshape(scope: Scope, node: ir.Node) -> Fact | None:
-    """[N,C,...] -> [N,C,...] keeps channels; [N,C,H,W] -> [N,C*H*W] expands each into its pixels; anything else is
-    unknown.
-    """
+    """[N,C,...] -> [N,C,...] keeps channels, [N,C,H,W] -> [N,C*H*W] expands them; anything else is not understood."""
     first = node.inputs[0]
     assert first is not None
     if constant(first) is not None:

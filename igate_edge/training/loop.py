@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import CheckFailed
-from ..files import write_atomic
+from ..files import os_errors, write_atomic
 from .balance import Balance
 from .checkpoint import load_newest, pack, previous, save_rotating, unpack
 from .step import Batch, Optim, Penalty, make_optimizers, set_lr, train_step
@@ -69,7 +69,7 @@ class Log:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with os_errors(self.path, "write"), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -20,10 +20,8 @@ import torch
 
 from ..errors import CheckFailed, IgateError
 from ..files import write_atomic
-from ..gating.export import to_onnx
 from ..metrics import delta_mtl
 from .config import TrainConfig
-from .recipe import restore
 from .rivals import Shares, Table
 
 TASKS = ("semseg", "depth", "normals")
@@ -43,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         elif args.measure:
             from .results_measure import measure
 
-            measure(Path(args.table), [(table, _paths(table)) for table in tables])
+            measure(Path(args.table), tables, _paths)
         else:
             if args.jobs:
                 _run_all(tables, args, sys.argv[1:] if argv is None else argv)
@@ -150,6 +148,7 @@ def _paths(table: Table) -> dict[str, list[Path]]:
 def collect(table: Table) -> list[dict[str, Any]]:
     """Rows of one seed: those units that are done."""
     from ..compiler import cost, graph, prune
+    from .results_measure import onnx_of
 
     specs = [task.spec for task in table.tasks]
     rows = []
@@ -159,8 +158,7 @@ def collect(table: Table) -> list[dict[str, Any]]:
         metrics = {task: values for result in results for task, values in result["metrics"].items()}
         single = metrics if name == "single" else single
         config = results[0]["config"]
-        nets = [restore(TrainConfig.from_json(config), table.tasks, path) for path in paths]
-        costs = [cost.count(prune.prune(graph.load(to_onnx(net, table.config.preprocess()))).model) for net in nets]
+        costs = [cost.count(prune.prune(graph.load(onnx_of(table, path))).model) for path in paths]
         rows.append(
             {
                 "name": name,

@@ -73,9 +73,9 @@ class Table:
         table |= {f"search-{n}": ("fork",) for n in names}
         table |= {f"single-{name}": () for name in self.config.tasks}
         table |= {f"ours-{n}": (f"search-{n}",) for n in names}
-        table |= {f"random-{n}": (f"search-{n}",) for n in names}
         table |= {"plain": ("base",)}
-        return table | {f"widened-{n}": (*first, f"search-{n}") for n in names}
+        table |= {f"widened-{n}": (*first, f"search-{n}") for n in names}
+        return table | {f"random-{n}": (f"search-{n}",) for n in names}
 
     def run(self, unit: str) -> None:
         """Train one unit, or find it done. Raises InputError when a unit it needs is not."""

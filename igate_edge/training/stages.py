@@ -23,8 +23,8 @@ from .source import Source
 from .step import Optim, Penalty, evaluate, memory_format, to_device
 from .tasks import Task
 
-#: Share of the search over which the budget's weight grows. Long, because Adam moves all gates at one speed: the tasks
-#: must have sorted them before the budget closes them, else all close at once and the rank decides (measured at 100 steps).
+#: Share of the search over which the budget's weight grows. Long, because Adam moves all gates at one speed: tasks must
+#: have sorted them before the budget closes them, else all close at once and rank alone decides (seen at 100 steps).
 RAMP = 0.6
 
 
