@@ -15,6 +15,8 @@ _HOME = {
     "export": "gating.export",
     "SparsityHinge": "gating.budget",
     "HardFraction": "gating.budget",
+    "L1Gates": "gating.budget",
+    "fix_fraction": "gating.budget",
     "SemanticSegmentation": "training.tasks",
     "Depth": "training.tasks",
     "Normals": "training.tasks",
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from .bundle import Bundle as Bundle
     from .errors import IgateError as IgateError
     from .gating.budget import HardFraction as HardFraction
+    from .gating.budget import L1Gates as L1Gates
     from .gating.budget import SparsityHinge as SparsityHinge
+    from .gating.budget import fix_fraction as fix_fraction
     from .gating.convert import interrogate as interrogate
     from .gating.export import export as export
     from .runtime.engine import Engine as Engine

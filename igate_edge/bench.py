@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .builder import ranges_for
+from .builder import networks, ranges_for
 from .bundle import Bundle
 from .compiler import calibrate, cost, graph, prune, quantize
 from .engines import onnxruntime as ort
@@ -100,16 +100,17 @@ def bench(path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1) 
     if rounds < 3:
         raise InputError("too few rounds", f"got {rounds}", "use at least 3, better 100")
     bundle = Bundle.read(path)
-    nets, warnings = _nets(bundle, threads)
     image = to_input(bundle.golden["frame"][0], bundle.preprocess)
-    try:
-        with _pinned(threads) as pinned:
+    # Sessions start their threads when they are made, and a thread keeps the cores of the one that started it.
+    with _pinned(threads) as pinned:
+        nets, warnings = _nets(bundle, threads)
+        try:
             times = interleave({name: net.run for name, net in nets.items()}, image, rounds)
-    finally:
-        for session in (session for net in nets.values() for session in net.sessions):
-            session.close()
+        finally:
+            for session in (session for net in nets.values() for session in net.sessions):
+                session.close()
     if not pinned:
-        warnings.append("the process could not be pinned to a core: expect more spread")
+        warnings.append(f"the process could not be pinned to {threads} core(s) of its own: expect more spread")
     rows = [_row(name, net, times) for name, net in nets.items()]
     pair = ratio(times["separate"], times["ours"])
     warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
@@ -146,7 +147,7 @@ def ratio(ours: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     2.0
     """
     pairs = np.sort(ours / reference)
-    low, middle, high = (float(value) for value in np.percentile(pairs, (25, 50, 75)))
+    low, middle, high = ort.ratio_quartiles(ours, reference)
     spread, (least, most) = (high - low) / middle, _median_interval(pairs)
     sure = most - least <= MAX_INTERVAL * middle and spread <= MAX_SPREAD
     note = (
@@ -193,7 +194,7 @@ def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
 
 
 def _nets(bundle: Bundle, threads: int) -> tuple[dict[str, _Net], list[str]]:
-    model = graph.load(bundle.model)
+    model, _ = networks(bundle)
     pruned = prune.prune(model).model
     ranges, notes = ranges_for(bundle, pruned)
     plain = graph.load(fill(bundle.plain))
@@ -242,10 +243,10 @@ def _noise(bundle: Bundle) -> list[np.ndarray]:
 @contextlib.contextmanager
 def _pinned(threads: int) -> Iterator[bool]:
     """Keep this process on as many cores as it has threads; says whether that worked, and undoes it."""
-    if not hasattr(os, "sched_setaffinity"):
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if len(before) < threads:
         yield False
         return
-    before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, sorted(before)[-threads:])
     except OSError:

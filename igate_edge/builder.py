@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 
 from . import __version__, golden
-from .bundle import Bundle, canonical_json
+from .bundle import Bundle
 from .compiler import calibrate, cost, graph, groups, lint, prune, quantize
 from .engines import onnxruntime as ort
-from .errors import CheckFailed, InputError
+from .errors import BundleError, CheckFailed, IgateError, InputError
+from .files import as_path
 from .plain import fill
+from .plaindata import plain_json
 from .runtime import cache
 from .runtime.preprocess import to_input
 
 PRECISIONS = ("auto", "int8", "float")
-#: Share of convolution MACs that must run as INT8 before the engine may be called INT8 without a warning.
+#: Share of convolution MACs that must run as INT8 before an engine may be called INT8.
 MIN_COVERAGE = 0.95
 
 
@@ -96,8 +98,12 @@ class Options:
             raise InputError(
                 f"unknown precision {self.precision!r}", f"known: {', '.join(PRECISIONS)}", "use one of these"
             )
-        if type(self.threads) is not int or not 1 <= self.threads <= 1024:
-            raise InputError("threads must be a number from 1 to 1024", f"got {self.threads!r}", "pass threads=1")
+        ort.check_threads(self.threads)
+        if isinstance(self.tasks, str) or not isinstance(self.tasks, Sequence | None):
+            raise InputError("tasks must be a list of names", f"got {self.tasks!r:.60}", "pass tasks=['NAME']")
+        if not isinstance(self.calibration, Sequence | np.ndarray | None) or isinstance(self.calibration, str):
+            evidence = f"got {type(self.calibration).__name__}"
+            raise InputError("calibration must be a list of frames", evidence, "pass uint8 RGB frames [H,W,3]")
 
 
 def build(
@@ -126,7 +132,7 @@ def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle,
     with work.stage("read"):
         bundle = Bundle.read(path)
     names = _tasks(bundle, options.tasks)
-    folder = Path(options.cache_dir) if options.cache_dir is not None else cache.default_dir()
+    folder = as_path(options.cache_dir) if options.cache_dir is not None else cache.default_dir()
     key = cache.cache_key(_key_parts(bundle, options, names))
     entry, reason = cache.load(folder, key)
     if entry is not None:
@@ -179,6 +185,10 @@ def _key_parts(bundle: Bundle, options: Options, names: list[str]) -> dict[str, 
             frames.update(repr((np.shape(frame), str(np.asarray(frame).dtype))).encode() + np.asarray(frame).tobytes())
     return {
         "model": members["model.onnx"]["sha256"],
+        # Of the manifest, what a build reads: the same network under other names is not the same engine.
+        "tasks": bundle.manifest["tasks"],
+        "preprocess": bundle.manifest["preprocess"],
+        "plain": members["plain.onnx"]["sha256"],
         "scales": members["ranges.safetensors"]["sha256"] if frames is None else frames.hexdigest(),
         "options": {"threads": options.threads, "precision": options.precision, "tasks": names},
         "compiler": __version__,
@@ -207,7 +217,7 @@ def _compile(
     bundle: Bundle, options: Options, names: list[str], work: _Work
 ) -> tuple[bytes, ort.Session, dict[str, Any]]:
     with work.stage("prune"):
-        gated = graph.load(bundle.model)
+        gated, plain = networks(bundle)
         pruned = prune.prune(gated)
         # Tasks are dropped after pruning: the tensors keep the names that the bundle's ranges know.
         model = prune.keep_outputs(pruned.model, names)
@@ -219,18 +229,21 @@ def _compile(
     with work.stage("lint"):
         findings = _lint(model, quantised, ranges)
     with work.stage("cost"):
-        costs = costs_of(bundle, model, prune.keep_outputs(gated, names), names)
+        costs = costs_of(model, plain, names, prune.keep_outputs(gated, names))
     models = {"int8": graph.dump(quantised), "float": graph.dump(model)}
     with work.stage("coverage"):
         coverage = ort.inspect(models["int8"])
-    if coverage.int8_conv_macs_share < MIN_COVERAGE:
-        share = f"{coverage.int8_conv_macs_share:.1%}"
-        work.warnings.append(
-            f"only {share} of the convolution MACs run as INT8 in ONNX Runtime, {MIN_COVERAGE:.0%} expected"
-        )
+    if options.precision == "int8":
+        coverage.require(MIN_COVERAGE)
+    work.warnings += bundle.warnings
     work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(pruned.report)]
     sessions = {name: ort.open(data, threads=options.threads) for name, data in models.items()}
-    precision, reason, results, timing = _choose(bundle, sessions, options, names, work)
+    try:
+        precision, reason, results, timing = _choose(bundle, sessions, options, names, coverage, work)
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
     sessions.pop("float" if precision == "int8" else "int8").close()
     facts = {
         "precision": precision,
@@ -268,7 +281,12 @@ def ranges_for(
 
 
 def _choose(
-    bundle: Bundle, sessions: dict[str, ort.Session], options: Options, names: list[str], work: _Work
+    bundle: Bundle,
+    sessions: dict[str, ort.Session],
+    options: Options,
+    names: list[str],
+    coverage: ort.Coverage,
+    work: _Work,
 ) -> tuple[str, str, list[golden.GoldenResult], dict[str, float]]:
     """INT8 or float, why, the golden results of both, and the A/B times."""
     with work.stage("golden"):
@@ -288,6 +306,10 @@ def _choose(
     if fails:
         work.warnings.append(f"INT8 fell back to float: {'; '.join(fails)}")
         return "float", "INT8 fails its golden check on this machine", both, {}
+    if coverage.int8_conv_macs_share < MIN_COVERAGE:
+        share = f"only {coverage.int8_conv_macs_share:.1%} of the convolution MACs run as INT8 in ONNX Runtime"
+        work.warnings.append(f"INT8 fell back to float: {share}, {MIN_COVERAGE:.0%} are asked for")
+        return "float", share, both, {}
     with work.stage("time"):
         image = to_input(bundle.golden["frame"][0], bundle.preprocess)
         winner, why, times = ort.pick(sessions["int8"], sessions["float"], image)
@@ -304,32 +326,47 @@ def _lint(pruned: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -
     return found + [{"dialect": "trt", **plain_json(item)} for item in lint.lint(other, "trt")]
 
 
-def costs_of(bundle: Bundle, pruned: Any, dense: Any, names: list[str]) -> dict[str, dict[str, int]]:
-    """MACs and parameters of ours, the plain shared net, T separate nets and, for a gated model, the dense one."""
-    plain = graph.load(fill(bundle.plain, None))
-    singles = [cost.count(prune.keep_outputs(plain, [name])) for name in names]
-    counted = {
-        "ours": [cost.count(pruned)],
-        "plain": [cost.count(prune.keep_outputs(plain, names))],
-        "separate": singles,
+def networks(bundle: Bundle) -> tuple[Any, Any]:
+    """The bundle's model, checked to be the one its manifest describes, and its plain shared net with weights of 0.
+
+    Raises BundleError or GraphError.
+    """
+    again = "export the bundle again"
+    model = graph.load(bundle.model)
+    if tuple(graph.specs(model)) != bundle.tasks or graph.preprocess(model) != bundle.preprocess:
+        evidence = "tasks or preprocessing of manifest.json are not those of model.onnx"
+        raise BundleError("the bundle's members do not fit together", evidence, again)
+    try:
+        plain = graph.load(fill(bundle.plain, None))
+        prune.keep_outputs(plain, [spec.name for spec in bundle.tasks])
+    except IgateError as error:
+        raise BundleError("the bundle's plain.onnx is not usable", str(error), again) from error
+    return model, plain
+
+
+def costs_of(pruned: Any, plain: Any, names: Sequence[str], dense: Any = None) -> dict[str, dict[str, int]]:
+    """MACs and parameters of ours, the plain shared net, T separate nets and, where a gated net is given, that.
+
+    encoder_macs: those without the tasks' heads.
+    """
+    nets = {
+        "ours": [pruned],
+        "plain": [prune.keep_outputs(plain, names)],
+        "separate": [prune.keep_outputs(plain, [name]) for name in names],
     }
-    if bundle.manifest.get("form") == "gated":
-        counted["dense"] = [cost.count(dense)]
-    return {
-        name: {"macs": int(sum(item.macs for item in items)), "params": int(sum(item.params for item in items))}
-        for name, items in counted.items()
-    }
+    if dense is not None and graph.meta(dense)["form"] == "gated":
+        nets["dense"] = [dense]
+    table = {}
+    for name, models in nets.items():
+        items = [cost.count(model) for model in models]
+        macs, params, heads = (
+            sum(values) for values in zip(*((c.macs, c.params, c.head_macs) for c in items), strict=True)
+        )
+        table[name] = {"macs": int(macs), "params": int(params), "encoder_macs": int(macs - heads)}
+    return table
 
 
 def barriers(report: Any) -> list[str]:
     """The operators at which the channel analysis stopped, as text."""
     listed = plain_json(report).get("barriers", [])
     return [" ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in listed]
-
-
-def plain_json(value: Any) -> dict[str, Any]:
-    """A dataclass or dict as plain JSON data."""
-    import json
-
-    data = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    return json.loads(canonical_json(data))

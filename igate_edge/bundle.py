@@ -83,9 +83,11 @@ class Bundle:
     def preprocess(self) -> Preprocess:
         return Preprocess.from_json(self.manifest["preprocess"])
 
-    def golden_outputs(self, precision: str) -> dict[str, np.ndarray]:
-        """Raw golden outputs per task, float32 [N,...]; `precision` is "float" or "int8"."""
-        return {spec.name: self.golden[f"{precision}/{spec.name}"] for spec in self.tasks}
+    @property
+    def warnings(self) -> list[str]:
+        """What was already wrong when it was packaged, one sentence each."""
+        found = self.manifest.get("warnings")
+        return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
 
 
 def canonical_json(data: Any) -> bytes:

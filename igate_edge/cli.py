@@ -26,6 +26,7 @@ BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: NAM
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")]
 Precision = Annotated[str, typer.Option(help="auto (the faster of both, measured), int8 or float.")]
 Backend = Annotated[str, typer.Option(help="The engine's backend.")]
+Calibration = Annotated[Path | None, typer.Option(help="Frames that replace the bundle's ranges.", show_default=False)]
 CacheDir = Annotated[Path | None, typer.Option("--cache", help="Folder of built engines.", show_default="user cache")]
 
 
@@ -64,7 +65,7 @@ def build(
     threads: Threads = 1,
     precision: Precision = "auto",
     cache: CacheDir = None,
-    calibration: Annotated[Path | None, typer.Option(help="Frames that replace the bundle's ranges.")] = None,
+    calibration: Calibration = None,
 ) -> Answer:
     """Build the engine of a bundle for this machine and check its golden frames."""
     from .cli_engine import build_bundle
@@ -106,11 +107,12 @@ def run(
     threads: Threads = 1,
     precision: Precision = "auto",
     cache: CacheDir = None,
+    calibration: Calibration = None,
 ) -> Answer:
     """Run a bundle on frames: masks, depth maps, normals, side-by-side pictures and raw arrays."""
     from .cli_engine import run_bundle
 
-    return run_bundle(path, source, out, limit, threads, precision, cache)
+    return run_bundle(path, source, out, limit, threads, precision, cache, calibration)
 
 
 @app.command()
@@ -149,19 +151,27 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the training run.")] = Path("runs/train"),
     task: Annotated[list[str] | None, typer.Option(help="A task of data.json; repeat for more. Default: all.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Default resnet18; a wrong name lists all.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Channels of the first stage. Default 32.")] = None,
+    width: Annotated[float | None, typer.Option(help="First stage's channels; mobilenet: a multiplier.")] = None,
     size: Annotated[str | None, typer.Option(help="Input as WIDTHxHEIGHT. Default 128x96.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of channels a task may own. Default 0.25.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of all stages together.")] = None,
     frames: Annotated[int | None, typer.Option(min=8, help="Frames to generate. Default 4000.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data order. Default 0.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Settings, as a run's config.json; options replace them.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="forked (default) or paper.")] = None,
+    balance: Annotated[str | None, typer.Option(help="gradnorm (default), fixed, uncertainty or measure.")] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="TASK=W", help="Weight of a loss; repeat.")] = None,
+    granule: Annotated[int | None, typer.Option(min=0, help="Channels per gate. Default 0: by layer.")] = None,
+    tie: Annotated[str | None, typer.Option(help="stage (default) or none: which layers share gates.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. Default 0.002.")] = None,
+    singles: Annotated[bool, typer.Option("--singles", help="Train single-task nets too, to compare.")] = False,
 ) -> Answer:
     """Train a gated multi-task network on a data folder and leave a run that `igate export` turns into a bundle."""
     from .cli_train import TrainArgs, train_run
 
-    options = TrainArgs(data, out, tuple(task or ()), backbone, width, size, budget, steps, seed, frames, resume)
-    return train_run(options)
+    first = (data, out, tuple(task or ()), backbone, width, size, budget, steps, seed, frames, resume)
+    return train_run(TrainArgs(*first, config, recipe, balance, tuple(weight or ()), granule, tie, lr, singles))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What every command shares: an answer for people or as one JSON document, and errors with a fixed exit code.
 
-Exit codes: 0 done, 1 a check failed, 2 wrong use, 3 the environment cannot do it, 130 stopped by the user.
+Exit codes: 0 done, 1 a check failed, 2 wrong use, 3 the environment cannot do it, 70 a defect of igate_edge
+itself, 130 stopped by the user.
 Answers go to stdout; progress and messages go to stderr.
 """
 
@@ -10,7 +11,6 @@ import errno
 import functools
 import inspect
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from .errors import IgateError, UnavailableError
+from .errors import DefectError, IgateError, UnavailableError
+from .plaindata import plain_json
 from .reports.tables import Grid
 
 T = TypeVar("T")
@@ -29,12 +30,10 @@ T = TypeVar("T")
 EXTRAS = {
     "torch": "train",
     "lightning": "train",
-    "torchmetrics": "train",
     "onnxscript": "train",
     "mujoco": "train",
     "av": "video",
     "PIL": "images",
-    "matplotlib": "report",
 }
 
 
@@ -66,27 +65,6 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     from rich.progress import track
 
     yield from track(items, description=what, total=total, console=console, transient=True)
-
-
-def plain_json(value: Any) -> Any:
-    """Anything a report holds as JSON types: numpy numbers become numbers, NaN and infinity become null.
-
-    >>> plain_json({"a": (1, float("nan"))})
-    {'a': [1, None]}
-    """
-    if isinstance(value, dict):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain_json(item) for item in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "tolist"):
-        return plain_json(value.tolist())
-    if hasattr(value, "as_json"):
-        return plain_json(value.as_json())
-    return str(value)
 
 
 def print_json(document: Any) -> None:
@@ -128,8 +106,11 @@ def explain(error: Exception) -> IgateError:
             "not enough memory", str(error) or "an allocation failed", "free memory or use a smaller input"
         )
     evidence = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    if type(error).__name__ == "BrokenProcessPool":
+        fix = "free memory, or generate fewer frames at a time"
+        return UnavailableError("a worker process was killed, mostly for want of memory", evidence, fix)
     fix = "run the same command with --debug and report what it prints: this should not happen"
-    return UnavailableError("an unexpected error stopped the command", evidence, fix)
+    return DefectError("an unexpected error stopped the command", evidence, fix)
 
 
 def print_error(error: IgateError, as_json: bool) -> None:

@@ -60,12 +60,9 @@ def packages() -> list[dict[str, Any]]:
 
 def cpu(root: Path = Path("/")) -> dict[str, Any]:
     """Model name, INT8 features and usable cores, read from /proc (empty where a system has none)."""
-    try:
-        text = (root / "proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    values = {key.strip().lower(): value.strip() for key, value in fields.items()}
+    from .runtime.cache import cpu_fields
+
+    values = cpu_fields(root / "proc/cpuinfo")
     flags = set((values.get("flags") or values.get("features") or "").split())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

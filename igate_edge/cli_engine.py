@@ -114,29 +114,48 @@ def bench_shown(report: BenchReport) -> list[Any]:
 
 
 def run_bundle(
-    path: Path, source: Path, out: Path, limit: int | None, threads: int, precision: str, cache: Path | None
+    path: Path,
+    source: Path,
+    out: Path,
+    limit: int | None,
+    threads: int,
+    precision: str,
+    cache: Path | None,
+    calibration: Path | None = None,
 ) -> Answer:
     """Run a bundle on frames and write pictures and arrays."""
     import time
 
-    from .cli_frames import depth_limits, make_folder, open_frames, video_writer, write_frame
+    from .cli_frames import (
+        FrameNames,
+        depth_limits,
+        make_folder,
+        open_frames,
+        refuse_own_input,
+        video_writer,
+        write_frame,
+    )
+    from .frames import pillow
     from .runtime.engine import Engine
 
+    pillow()
+    ranges = _calibration(calibration) if calibration is not None else None
     frames = open_frames(source)
+    refuse_own_input(source, out)
     make_folder(out)
     total = min(limit, frames.count or limit) if limit else frames.count
     written, spent, done = [], 0.0, 0
     film = out / f"{source.stem}.mp4"
-    engine = Engine.open(path, threads=threads, precision=precision, cache_dir=cache)
+    engine = Engine.open(path, threads=threads, precision=precision, cache_dir=cache, calibration=ranges)
     with engine, video_writer(film, frames.rate) as add:
-        report, tasks = engine.report, engine.tasks
+        report, tasks, names = engine.report, engine.tasks, FrameNames(engine.tasks)
         limits: dict[str, tuple[float, float]] = {}
         for name, frame in progress(islice(frames.items, limit), f"running {path.name}", total):
             start = time.perf_counter()
             outputs = engine(frame)
             spent += time.perf_counter() - start
             limits = limits or depth_limits(tasks, {spec.name: [outputs[spec.name]] for spec in tasks})
-            files, sheet = write_frame(out, name, frame, tasks, outputs, limits)
+            files, sheet = write_frame(out, names.free(name), frame, tasks, outputs, limits)
             add(sheet)
             written += files
             done += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
-from .cli_train import GOLDEN_FRAMES, data_info, stored_run
+from .cli_train import GOLDEN_FRAMES, data_info, single_nets
 from .errors import InputError
 from .files import os_errors
 from .reports.grids import accuracy_grid, results_nets
@@ -54,11 +54,14 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
     parts: dict[str, Any] = {"ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
     write_bundle(out, {**bundle.manifest, "results": results}, model=bundle.model, **parts)
     answer = inspect_file(out)
-    table = accuracy_grid(specs, results_nets(results), "Accuracy on held-out frames")
+    title = f"Accuracy on held-out frames ({frames.title}, {len(frames.held)} frames)"
+    table = accuracy_grid(specs, results_nets(results), title)
     return Answer(answer.document, [*answer.shown, "", table, f"next: igate build {out}"])
 
 
 def _data_of(run: Path) -> Path:
+    from .training.recipe import stored_run
+
     stored = stored_run(run)
     if stored is None or not stored["data"]:
         raise InputError("the run does not say which data it was trained on", str(run), "pass --data DIR")
@@ -66,16 +69,21 @@ def _data_of(run: Path) -> Path:
 
 
 class _Frames:
-    """Frames of a data folder for a bundle: calibration from the training split, golden ones from the held-out."""
+    """Frames of a data folder for a bundle: calibration from those trained on, golden ones from the held-out."""
 
     def __init__(self, folder: Path, specs: Sequence[OutputSpec], preprocess: Preprocess) -> None:
+        from torch.utils.data import Subset
+
         from .training.folder import open_split
+        from .training.layout import held_out
 
         self.info, self.specs, self.preprocess = data_info(folder), specs, preprocess
-        train = open_split(folder, "train", ())
-        self.split = "val" if self.info.splits.get("val") else "train"
-        self.held = open_split(folder, self.split, tuple(spec.target or spec.name for spec in specs))
-        self.calibration = [train[k]["image"] for k in _spread(len(train), CALIBRATION_FRAMES)]
+        train, rule = open_split(folder, "train", ()), held_out(self.info)
+        whole: Any = open_split(folder, rule.split, tuple(spec.target or spec.name for spec in specs))
+        self.title = rule.title
+        self.held: Any = Subset(whole, range(rule.first, rule.last))
+        trained_on = rule.first if rule.split == "train" else len(train)
+        self.calibration = [train[k]["image"] for k in _spread(trained_on, CALIBRATION_FRAMES)]
         self.golden = [self.held[k] for k in _spread(len(self.held), GOLDEN_FRAMES)]
 
     def labels(self) -> dict[str, np.ndarray]:
@@ -116,14 +124,11 @@ def _results(bundle: Path, frames: _Frames, about: dict[str, Any]) -> dict[str, 
     """Accuracy of the packaged network in both precisions on the held-out frames, beside what training measured."""
     from .accuracy import accuracy
 
-    say(f"measuring accuracy on {len(frames.held)} frames of {frames.split!r}, float and INT8")
+    say(f"measuring accuracy on {len(frames.held)} frames ({frames.title}), float and INT8")
     found = {precision: accuracy(bundle, frames.held, precision) for precision in ("float", "int8")}
     rivals = {"plain shared net, float": about["plain"]} if about.get("plain") else {}
-    names = [spec.name for spec in frames.specs]
-    singles = {name: about["stages"].get(f"single-{name}", {}).get("metrics", {}).get(name) for name in names}
-    if all(singles.values()):
-        rivals["single-task nets, float"] = singles
-    return {"split": frames.split, "frames": len(frames.held), **found, "rivals": rivals}
+    rivals |= {f"{name}, float": values for name, values in single_nets(about).items()}
+    return {"split": frames.title, "frames": len(frames.held), **found, "rivals": rivals}
 
 
 def provenance(about: dict[str, Any], info: DataInfo) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def provenance(about: dict[str, Any], info: DataInfo) -> dict[str, Any]:
     steps = sum(row["steps"] for row in about["stages"].values())
     data = {"generator": info.generator, "splits": info.splits}
     return {
-        **{key: config[key] for key in kept},
+        **{key: config[key] for key in kept if key in config},
         "steps_in_all": steps,
         "own_channels": about["hard"],
         "loss_weights": about["weights"],

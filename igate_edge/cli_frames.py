@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .contract import OutputSpec
-from .errors import DataError, UnavailableError
+from .errors import DataError, InputError, UnavailableError
 from .files import atomic_writer, os_errors, write_atomic
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def open_frames(source: Path) -> Frames:
     suffix = source.suffix.lower()
     if source.is_dir():
         entries = sum(path.suffix.lower() in SUFFIXES for path in source.iterdir())
-        return Frames(entries, _first(_pictures(source)))
+        return Frames(entries, _first(source, _pictures(source)))
     if source.exists() and suffix in VIDEOS:
         return _video(source)
     if source.exists() and suffix in ARRAYS:
@@ -55,25 +56,32 @@ def open_frames(source: Path) -> Frames:
     if source.exists() and suffix not in SUFFIXES:
         kinds = f"an image ({' '.join(SUFFIXES)}), a folder, a video ({' '.join(VIDEOS)}) or a .npy array"
         raise DataError("this kind of input is not known", f"{source.name} ends with {suffix!r}", f"pass {kinds}")
-    return Frames(1, _first(_pictures(source)))
+    return Frames(1, _first(source, _pictures(source)))
 
 
-def _first(items: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+def _first(source: Path, items: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
     """The same items, the first one read now: an empty folder or a broken image is known before an engine is built."""
-    head = next(items)
+    head = next(items, None)
+    if head is None:
+        raise DataError("the input holds no frame", str(source), "check the file with a viewer or a video player")
     return chain([head], items)
 
 
+def refuse_own_input(source: Path, out: Path) -> None:
+    """Raise InputError when the results of `source` would be written among the frames that are read."""
+    # A link is followed too: its file must stay, and so must the link.
+    read = list(source.iterdir()) if source.is_dir() else [source, *map(Path, glob.glob(str(source), recursive=True))]
+    folders = {folder for file in read for folder in (file.parent.resolve(), file.resolve().parent)}
+    if out.resolve() in folders:
+        raise InputError("the results would overwrite the input", f"{out} holds {source.name}", "pass another --out")
+
+
 def _pictures(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Images under names without suffix, made different where two files share a stem."""
+    """Images under names without suffix."""
     from .frames import read_frames
 
-    seen: set[str] = set()
     for file, image in read_frames(source):
-        stem = Path(file).stem
-        name = stem if stem not in seen else file.replace(".", "_")
-        seen.add(name)
-        yield name, image
+        yield Path(file).stem, image
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -115,7 +123,7 @@ def _video(source: Path) -> Frames:
         raise DataError(
             "the video cannot be read", f"{source}: {error}", "check the file with a video player"
         ) from error
-    return Frames(count, _first(_decode_video(source)), rate)
+    return Frames(count, _first(source, _decode_video(source)), rate)
 
 
 def _decode_video(source: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -184,6 +192,43 @@ def panels(
     return result
 
 
+def frame_files(name: str, tasks: Sequence[OutputSpec]) -> dict[str, str]:
+    """File names of one frame: per dense task its picture, then "sheet" and "arrays" under keys that no task has.
+
+    >>> list(frame_files("a", [OutputSpec("x y", "depth", 1), OutputSpec("x/y", "depth", 1)]).values())
+    ['a_x_y.png', 'a_x_y_2.png', 'a.png', 'a.npz']
+    """
+    taken: set[str] = set()
+    files = {}
+    for spec in (spec for spec in tasks if spec.dense):
+        part = free_name(file_name(spec.name), lambda text: text.casefold() in taken)
+        taken.add(part.casefold())
+        files[f"task {spec.name}"] = f"{name}_{part}.png"
+    return {**files, "sheet": f"{name}.png", "arrays": f"{name}.npz"}
+
+
+def free_name(name: str, is_taken: Callable[[str], bool]) -> str:
+    """`name`, or name_2, name_3, ...: the first that is not taken."""
+    return next(text for text in chain([name], (f"{name}_{k}" for k in count(2))) if not is_taken(text))
+
+
+class FrameNames:
+    """Names of frames whose files do not meet, whatever the inputs are called; also where letter case is ignored."""
+
+    def __init__(self, tasks: Sequence[OutputSpec]) -> None:
+        self._tasks = tasks
+        self._taken: set[str] = set()
+
+    def free(self, name: str) -> str:
+        """`name` when all its files are still free, else the first free of name_2, name_3, ..."""
+        name = free_name(name, lambda text: not self._taken.isdisjoint(self._files(text)))
+        self._taken.update(self._files(name))
+        return name
+
+    def _files(self, name: str) -> set[str]:
+        return {file.casefold() for file in frame_files(name, self._tasks).values()}
+
+
 def write_frame(
     out: Path,
     name: str,
@@ -200,14 +245,13 @@ def write_frame(
     from .reports.pictures import png, side_by_side
 
     shown = panels(frame, tasks, outputs, limits)
+    names, sheet = frame_files(name, tasks), side_by_side(shown)
     files = {
-        out / f"{name}_{file_name(spec.name)}.png": png(panel.picture)
+        out / names[f"task {spec.name}"]: png(panel.picture)
         for spec, panel in zip(tasks, shown[1:], strict=True)
         if spec.dense
     }
-    sheet = side_by_side(shown)
-    files[out / f"{name}.png"] = png(sheet)
-    files[out / f"{name}.npz"] = _npz(outputs)
+    files |= {out / names["sheet"]: png(sheet), out / names["arrays"]: _npz(outputs)}
     for path, data in files.items():
         write_atomic(path, data)
     return list(files), sheet

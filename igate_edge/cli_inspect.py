@@ -30,25 +30,26 @@ def inspect_file(path: Path) -> Answer:
 
 
 def _onnx(path: Path) -> Answer:
-    from .compiler import graph
+    from .compiler import graph, prune
 
     with os_errors(path, "read"):
         data = path.read_bytes()
     model = graph.load(data)
     meta = graph.meta(model)
+    plain = prune.prune(prune.close_all(model)).model if meta.get("form") == "gated" else model
     document = {
         "file": str(path),
         "kind": "onnx",
         "bytes": len(data),
         "form": meta.get("form"),
-        **_network(model, list(graph.specs(model)), graph.preprocess(model), meta.get("sites", [])),
+        **_network(model, plain, list(graph.specs(model)), graph.preprocess(model), meta.get("sites", [])),
     }
     return Answer(document, _shown(document))
 
 
 def _bundle(path: Path) -> Answer:
+    from .builder import networks
     from .bundle import Bundle
-    from .compiler import graph
 
     bundle = Bundle.read(path)
     manifest = bundle.manifest
@@ -59,36 +60,24 @@ def _bundle(path: Path) -> Answer:
         "seal": bundle.seal,
         "created_by": manifest.get("created_by"),
         "form": manifest.get("form"),
-        **_network(graph.load(bundle.model), list(bundle.tasks), bundle.preprocess, manifest.get("gates") or []),
+        **_network(*networks(bundle), list(bundle.tasks), bundle.preprocess, manifest.get("gates") or []),
         "budget": manifest.get("budget"),
         "calibration": manifest.get("calibration"),
         "tolerances": manifest.get("tolerances"),
         "training": manifest.get("training"),
         "results": manifest.get("results"),
+        "warnings": bundle.warnings,
         "golden_frames": len(bundle.golden["frame"]),
     }
     return Answer(document, _shown(document))
 
 
-def costs(model: ir.Model, names: list[str]) -> dict[str, dict[str, Any]]:
-    """MACs and parameters of the pruned net, the plain shared net and T separate nets of the same layout."""
-    from .compiler import graph, prune
-    from .compiler.cost import count as count_cost
-
-    pruned = prune.prune(model).model
-    plain = prune.prune(prune.close_all(model)).model if graph.meta(model).get("form") == "gated" else model
-    single = [count_cost(prune.keep_outputs(plain, [name])) for name in names]
-    ours, shared = count_cost(pruned), count_cost(plain)
-    return {
-        "ours": {"macs": ours.macs, "params": ours.params, "unknown": list(ours.unknown)},
-        "plain": {"macs": shared.macs, "params": shared.params, "unknown": list(shared.unknown)},
-        "separate": {"macs": sum(c.macs for c in single), "params": sum(c.params for c in single), "unknown": []},
-    }
-
-
 def _network(
-    model: ir.Model, tasks: list[OutputSpec], preprocess: Preprocess, sites: list[dict[str, Any]]
+    model: ir.Model, plain: ir.Model, tasks: list[OutputSpec], preprocess: Preprocess, sites: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    from .builder import costs_of
+    from .compiler import prune
+
     names = [spec.name for spec in tasks]
     found = layers(sites, names)
     total = sum(layer.channels for layer in found)
@@ -111,7 +100,7 @@ def _network(
             }
             for layer in found
         ],
-        "cost": costs(model, names),
+        "cost": costs_of(prune.prune(model).model, plain, names),
     }
 
 
@@ -133,7 +122,8 @@ def _shown(document: dict[str, Any]) -> list[Any]:
         *((key.replace("_", " "), flat(value)) for key, value in (document.get("training") or {}).items()),
     ]
     facts = [(key, value) for key, value in facts if value]
-    return [*shown, "", Grid("Provenance", ("", ""), facts, 2)]
+    notes = [f"note: {warning}" for warning in document.get("warnings", ())]
+    return [*shown, "", Grid("Provenance", ("", ""), facts, 2), *notes]
 
 
 def _classes(task: dict[str, Any]) -> str:

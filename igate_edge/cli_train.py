@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, messages, say
 from .errors import DataError, InputError
-from .files import os_errors, write_atomic
 from .reports.grids import accuracy_grid
 from .reports.tables import percent
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 #: Of the steps asked for in all, the parts of plain training, final training, search, and each task's fork.
 PARTS = {"plain_steps": 5, "final_steps": 5, "search_steps": 1, "fork_steps": 1}
-SOURCE = "source.json"
 GOLDEN_FRAMES = 4
 
 
@@ -31,13 +30,21 @@ class TrainArgs:
     out: Path
     tasks: tuple[str, ...]
     backbone: str | None
-    width: int | None
+    width: float | None
     size: str | None
     budget: float | None
     steps: int | None
     seed: int | None
     frames: int | None
     resume: bool
+    config: Path | None = None
+    recipe: str | None = None
+    balance: str | None = None
+    weights: tuple[str, ...] = ()
+    granule: int | None = None
+    tie: str | None = None
+    lr: float | None = None
+    singles: bool = False
 
 
 def train_run(args: TrainArgs) -> Answer:
@@ -45,7 +52,7 @@ def train_run(args: TrainArgs) -> Answer:
     import torch
 
     from .training.config import TrainConfig
-    from .training.recipe import summary, train
+    from .training.recipe import stored_run, summary, train
 
     stored, fresh = stored_run(args.out), not args.resume
     if stored is not None and fresh:
@@ -55,37 +62,83 @@ def train_run(args: TrainArgs) -> Answer:
         raise InputError("there is no training run to go on with", f"{args.out} has no config.json", "drop --resume")
     data = _data(args, stored)
     info = data_info(data)
-    asked = settings(args, len(args.tasks or tuple(info.tasks)))
+    asked = settings(args, tuple(info.tasks))
     if stored is not None:
         _same(stored["config"], asked)
-        config = TrainConfig.from_json(stored["config"])
-    else:
-        config = TrainConfig(**asked)
-    with os_errors(args.out, "create the folder"):
-        args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / SOURCE, json.dumps({"data": str(data.resolve())}) + "\n")
+    config = TrainConfig.from_json(asked if stored is None else stored["config"])
     say(f"training on {data} with {torch.get_num_threads()} thread(s); stop any time, --resume goes on")
     with _Bar() as bar:
         done = train(data, args.out, config, resume=True, progress=bar)
     result = summary(done)
     shown: list[Any] = [
-        accuracy_grid(done.specs, {"ours, gated": result["metrics"], "plain shared net": result["plain"]})
+        accuracy_grid(
+            done.specs,
+            {"ours, gated": result["metrics"], "plain shared net": result["plain"], **single_nets(result)},
+        )
     ]
     owned = ", ".join(f"{name} {percent(share)}" for name, share in result["hard"].items())
     shown += [f"channels of their own: {owned}", f"next: igate export {args.out} --out {args.out.name}.igate"]
     return Answer({"run": str(args.out), **result}, shown)
 
 
-def settings(args: TrainArgs, tasks: int) -> dict[str, Any]:
-    """The options that were given, as fields of TrainConfig."""
-    found: dict[str, Any] = {"tasks": args.tasks} if args.tasks else {}
-    named = {"backbone": args.backbone, "width": args.width, "budget": args.budget, "seed": args.seed}
-    found |= {key: value for key, value in named.items() if value is not None}
+def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
+    """What was given, as fields of TrainConfig: the --config file's, replaced by options. known: the data's tasks."""
+    from .training.config import TrainConfig
+
+    found = {} if args.config is None else read_config(args.config)
+    if args.tasks:
+        found["tasks"] = list(args.tasks)
+    for name in ("backbone", "width", "budget", "seed", "recipe", "balance", "granule", "tie", "lr"):
+        if getattr(args, name) is not None:
+            found[name] = getattr(args, name)
+    if args.width is not None and args.width == int(args.width):
+        found["width"] = int(args.width)
     if args.size is not None:
         found["size"] = parse_size(args.size)
+    if args.weights:
+        found["weights"] = dict(map(parse_weight, args.weights))
     if args.steps is not None:
-        found |= plan_steps(args.steps, tasks)
+        found |= plan_steps(args.steps, len(found.get("tasks") or known))
+    if args.singles:  # as many steps as the gated net has in its plain and final stages
+        config = TrainConfig.from_json(found)
+        found["single_steps"] = config.plain_steps + config.final_steps
     return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a JSON file: TrainConfig's fields, as a run's config.json has them. Raises InputError."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}", error.strerror or str(error), "check --config") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON", str(error), "mend it, or copy a run's config.json") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no settings", f"it is a {type(found).__name__}", "copy a run's config.json")
+    return found
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """ "depth=2" as a task and the weight of its loss.
+
+    >>> parse_weight("depth=2")
+    ('depth', 2.0)
+    """
+    name, _, value = text.partition("=")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = -1.0
+    if not name or not 0 <= weight < math.inf:
+        raise InputError("not a task's weight", repr(text), "write TASK=WEIGHT, for example depth=2")
+    return name, weight
+
+
+def single_nets(result: dict[str, Any]) -> dict[str, Any]:
+    """The row of single-task nets in a table of nets, from a run's result; empty when they were not trained."""
+    names = [task["name"] for task in result["tasks"]]
+    found = {name: result["stages"].get(f"single-{name}", {}).get("metrics", {}).get(name) for name in names}
+    return {"single-task nets": found} if all(found.values()) else {}
 
 
 def plan_steps(total: int, tasks: int) -> dict[str, int]:
@@ -108,18 +161,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise InputError("not an image size", repr(text), "write WIDTHxHEIGHT, for example 128x96")
     return int(parts[1]), int(parts[0])
-
-
-def stored_run(out: Path) -> dict[str, Any] | None:
-    """Config and data of the run in `out`, or None when there is none."""
-    if not (out / "config.json").exists():
-        return None
-    try:
-        config = json.loads((out / "config.json").read_text())
-        source = json.loads((out / SOURCE).read_text()) if (out / SOURCE).exists() else {}
-    except ValueError as error:
-        raise InputError("the run's settings cannot be read", f"{out}: {error}", "choose another --out") from error
-    return {"config": config, "data": source.get("data")}
 
 
 def _same(stored: dict[str, Any], asked: dict[str, Any]) -> None:

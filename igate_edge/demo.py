@@ -24,9 +24,11 @@ def run_demo(bundle_path: Path, out: Path) -> Answer:
     from .cli_engine import bench_shown, build_shown, verify_shown
     from .cli_frames import depth_limits, make_folder, write_frame
     from .cli_inspect import inspect_file
+    from .frames import pillow
     from .reports.report import Evidence, golden_shown, write_report
     from .verify import verify
 
+    pillow()
     if not bundle_path.exists():
         fix = "run this in a checkout of the repository, or pass --bundle NAME.igate"
         raise InputError("the example bundle is not here", str(bundle_path), fix)
@@ -43,10 +45,10 @@ def run_demo(bundle_path: Path, out: Path) -> Answer:
     say(f"4/6 time against the plain net and separate nets, {ROUNDS} interleaved rounds")
     timed = bench(bundle_path, ROUNDS)
     say("5/6 run on the golden frames and draw")
-    frames = golden_shown(bundle_path, bundle, cache)
-    limits = depth_limits(bundle.tasks, {s.name: [f.int8_out[s.name] for f in frames] for s in bundle.tasks})
+    frames = golden_shown(bundle_path, bundle, built.precision, cache)
+    limits = depth_limits(bundle.tasks, {s.name: [f.engine_out[s.name] for f in frames] for s in bundle.tasks})
     for number, frame in enumerate(frames):
-        write_frame(out, f"frame{number}", frame.frame, bundle.tasks, frame.int8_out, limits)
+        write_frame(out, f"frame{number}", frame.frame, bundle.tasks, frame.engine_out, limits)
     say("6/6 report")
     size = bundle_path.stat().st_size
     written = write_report(Evidence(bundle_path.name, size, bundle, built, checked, timed, frames), out / "report.html")

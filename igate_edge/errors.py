@@ -43,7 +43,7 @@ class GraphError(InputError):
 
 
 class BudgetError(InputError):
-    """A budget that cannot be met, known before the work starts."""
+    """A budget that cannot be met with the network's gates."""
 
 
 class CheckFailed(IgateError):
@@ -56,3 +56,9 @@ class UnavailableError(IgateError):
     """The environment cannot do it: a missing extra, no permission, a full disk, no such backend (exit code 3)."""
 
     exit_code = 3
+
+
+class DefectError(IgateError):
+    """igate_edge itself failed in a way nobody foresaw (exit code 70, as sysexits.h has it for such)."""
+
+    exit_code = 70

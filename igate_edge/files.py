@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import InputError, UnavailableError
+
+#: Seconds after which a temporary file is one that a killed process left.
+STALE_S = 3600.0
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -45,10 +50,23 @@ def os_errors(path: Path, doing: str) -> Iterator[None]:
         raise UnavailableError(f"cannot {doing} {path}", error.strerror or str(error), fix) from error
 
 
+class _Target(io.FileIO):
+    """A new file whose failing writes are sentences; other errors of the code that writes stay what they are."""
+
+    def __init__(self, temporary: Path, target: Path) -> None:
+        self.target = target
+        super().__init__(temporary, "xb")
+
+    def write(self, data: Any, /) -> int:
+        with os_errors(self.target, "write"):
+            return super().write(data)
+
+
 @contextlib.contextmanager
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success sync it and rename it over `path`, on any error delete it.
 
+    A process killed meanwhile leaves `.NAME.*.tmp`, which a write of the same file deletes when it is an hour old.
     Raises UnavailableError (no permission, full disk, missing folder); what stood at `path` then stays as it was.
 
     >>> import tempfile; from pathlib import Path
@@ -58,21 +76,45 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     b'whole'
     """
     path = as_path(path)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    _remove_stale(path)
     with os_errors(path, "write"):
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+        raw = _Target(temporary, path)
+    try:
+        file = io.BufferedWriter(raw)
+        yield file
+        file.flush()
+        with os_errors(path, "write"):
+            os.fsync(raw.fileno())
+            file.close()
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    except BaseException:
+        # Closed below its buffer: what could not be written must not be tried again.
+        raw.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _remove_stale(path: Path) -> None:
+    start, names = f".{path.name}.", list[str]()
+    with contextlib.suppress(OSError):
+        names = os.listdir(path.parent)
+    for old in (path.parent / name for name in names if name.startswith(start) and name.endswith(".tmp")):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE_S:
+                old.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can: the file itself is whole either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:

@@ -7,11 +7,11 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DataError
+from .errors import DataError, UnavailableError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,10 +23,22 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _MODES_8BIT = ("L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
 
+def pillow() -> Any:
+    """The package PIL with the modules used here; raises UnavailableError when the extra `images` is not installed."""
+    try:
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
+        import PIL.ImageOps
+    except ImportError as error:
+        fix = "pip install 'igate-edge[images]'"
+        raise UnavailableError("reading and drawing pictures needs Pillow", str(error), fix) from error
+    return PIL
+
+
 def _open(path: Path, what: str) -> Image:
     """Open and decode one image file; every way a file can be wrong becomes a DataError that names it."""
-    from PIL import Image
-
+    modules = pillow()
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -38,13 +50,13 @@ def _open(path: Path, what: str) -> Image:
     except OSError as error:
         raise DataError(f"cannot read the {what} {path}", error.strerror or str(error), "give an image file") from error
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = modules.Image.open(io.BytesIO(data))
         width, height = picture.size
         if width * height <= MAX_PIXELS:
             picture.load()
             return picture
         reason = f"{width}x{height} pixels; the limit is {MAX_PIXELS} in all"
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (modules.Image.DecompressionBombError, modules.Image.DecompressionBombWarning) as error:
         reason = str(error)
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on damaged files
         evidence = f"{len(data)} bytes; {error}"
@@ -66,14 +78,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises DataError for a missing, unreadable, corrupt or 16-bit file, and for one above 64 million pixels.
     """
-    from PIL import ImageOps
-
     path = Path(path)
     picture = _open(path, "image")
     if _is_16bit(path, picture):
         evidence = f"{path} has mode {picture.mode} with more than 8 bits a channel"
         raise DataError("the image is not 8-bit", evidence, "save it as 8-bit RGB (is it a depth image?)")
-    return np.asarray((ImageOps.exif_transpose(picture) or picture).convert("RGB"))
+    return np.asarray((pillow().ImageOps.exif_transpose(picture) or picture).convert("RGB"))
 
 
 def read_ids(path: Path, what: str) -> np.ndarray:

@@ -33,10 +33,11 @@ class SemsegMetric:
         self._counts = np.zeros((spec.channels, spec.channels), np.int64)
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
+        predicted, label = _arrays(self._spec, predicted, label)
         _same(self._spec, predicted.shape, label.shape)
         valid = label != self._spec.ignore
         truth, guess, size = label[valid].astype(np.int64), predicted[valid].astype(np.int64), self._spec.channels
-        if truth.size and (truth.min() < 0 or max(truth.max(), guess.max()) >= size):
+        if truth.size and (min(truth.min(), guess.min()) < 0 or max(truth.max(), guess.max()) >= size):
             evidence = f"labels {truth.min()}..{truth.max()}, predictions up to {guess.max()}, {size} classes"
             raise DataError(f"task {self._spec.name!r}: a class is out of range", evidence, "check the class list")
         self._counts += np.bincount(truth * size + guess, minlength=size * size).reshape(size, size)
@@ -62,6 +63,7 @@ class DepthMetric:
         self._spec, self._sums, self._count = spec, np.zeros(3), 0
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
+        predicted, label = _arrays(self._spec, predicted, label)
         _same(self._spec, predicted.shape, label.shape)
         valid = np.isfinite(label) & (label > 0)
         truth, guess = label[valid].astype(np.float64), predicted[valid].astype(np.float64)
@@ -86,7 +88,8 @@ class NormalsMetric:
         self._bins = np.zeros(ANGLE_BINS, np.int64)
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
-        if label.shape != predicted.shape:
+        predicted, label = _arrays(self._spec, predicted, label)
+        if label.shape != predicted.shape and label.ndim >= 3:
             label = np.moveaxis(label, -3, -1)
         _same(self._spec, predicted.shape, label.shape)
         length = np.linalg.norm(label.astype(np.float64), axis=-1)
@@ -121,6 +124,7 @@ class EdgesMetric:
         self._half = np.zeros(3, np.int64)
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
+        predicted, label = _arrays(self._spec, predicted, label)
         _same(self._spec, predicted.shape, label.shape)
         valid = label != self._spec.ignore
         edge, probability = label[valid].astype(bool), predicted[valid].astype(np.float64)
@@ -144,7 +148,7 @@ class ClassificationMetric:
         self._spec, self._hits, self._count = spec, 0, 0
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
-        label = np.asarray(label)
+        predicted, label = _arrays(self._spec, predicted, label)
         _same(self._spec, predicted.shape, (*label.shape, self._spec.channels))
         valid = label != self._spec.ignore
         self._hits += int((predicted.argmax(-1)[valid] == label[valid]).sum())
@@ -162,7 +166,7 @@ class MultiLabelMetric:
         self._counts = np.zeros((spec.channels, 2, 2), np.int64)  # label, truth, prediction
 
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
-        label = np.asarray(label)
+        predicted, label = _arrays(self._spec, predicted, label)
         _same(self._spec, predicted.shape, label.shape)
         found, valid = predicted >= 0.5, np.isfinite(label)
         for truth in (0, 1):
@@ -207,8 +211,14 @@ def delta_mtl(values: Mapping[str, Any], single: Mapping[str, Any], specs: Seque
     10.0
     """
     gains = []
+    if not specs:
+        raise InputError("no task to compare", "specs is empty", "pass the bundle's tasks")
     for spec in specs:
         new, old = (_main(side, spec) for side in (values, single))
+        if not old:
+            evidence = f"its {spec.metric} is {old}"
+            fix = "a relative gain over nothing means nothing: train the single-task net longer"
+            raise InputError(f"the single-task net of {spec.name!r} cannot be compared with", evidence, fix)
         gains.append((new - old) / old * (1 if spec.higher_is_better else -1))
     return 100 * math.fsum(gains) / len(gains)
 
@@ -217,11 +227,23 @@ def _main(values: Mapping[str, Any], spec: OutputSpec) -> float:
     if spec.name not in values:
         raise InputError(f"no result for task {spec.name!r}", f"there are {', '.join(values)}", "evaluate every task")
     value = values[spec.name]
+    if isinstance(value, Mapping) and spec.metric not in value:
+        evidence = f"there are {', '.join(value) or 'none'}"
+        raise InputError(f"no {spec.metric} for task {spec.name!r}", evidence, "pass what Metric.compute returned")
     return float(value[spec.metric] if isinstance(value, Mapping) else value)
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(np.shape(top), math.nan), where=np.asarray(bottom) > 0)
+
+
+def _arrays(spec: OutputSpec, predicted: Any, label: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays; a prediction is finite, a label may be NaN where its kind says so."""
+    arrays = np.asarray(predicted), np.asarray(label)
+    if any(array.dtype.kind not in "biuf" for array in arrays) or not np.isfinite(arrays[0]).all():
+        evidence = f"prediction {arrays[0].dtype}, label {arrays[1].dtype}, or a prediction is NaN or infinite"
+        raise DataError(f"task {spec.name!r}: not a prediction and its label", evidence, "pass what decode returned")
+    return arrays
 
 
 def _same(spec: OutputSpec, predicted: tuple[int, ...], label: tuple[int, ...]) -> None:

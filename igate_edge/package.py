@@ -13,7 +13,7 @@ from .compiler import calibrate, graph, prune, quantize
 from .contract import OutputSpec, Preprocess
 from .engines import onnxruntime as ort
 from .errors import DataError
-from .golden import run_frames, tolerances
+from .golden import run_frames, tolerances, too_far
 from .plain import weightless
 from .runtime.preprocess import to_input, to_network_size
 
@@ -35,7 +35,8 @@ def package(
     calibration: uint8 RGB frames [H,W,3] of any size from the robot's own camera; they set the INT8 ranges and are
     not stored. golden: at least 4 such frames; they are stored at network size with the outputs. labels: task name ->
     labels of the golden frames, [N,...]. budget, provenance and results are plain JSON for the manifest. Raises
-    DataError (frames), GraphError (model), UnavailableError (cannot write); an existing file then stays as it was.
+    DataError (frames, or a task that ignores them), GraphError (model), UnavailableError (cannot write); an existing
+    file then stays as it was.
     """
     model = graph.load(onnx_bytes)
     specs, preprocess = list(graph.specs(model)), graph.preprocess(model)
@@ -47,7 +48,8 @@ def package(
     floats = _answers(graph.dump(pruned), frames, preprocess)
     # The reference is run without fusions: fused integer kernels round differently from one processor to the next.
     int8s = _answers(graph.dump(quantize.quantize(pruned, ranges, dialect="ort")), frames, preprocess)
-    meta = graph.meta(model)
+    _all_see_the_image(floats)
+    table, meta = tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)), graph.meta(model)
     manifest = {
         "tasks": [spec.as_json() for spec in specs],
         "preprocess": preprocess.as_json(),
@@ -63,7 +65,8 @@ def package(
             "method": seen.method,
             "warnings": list(seen.warnings),
         },
-        "tolerances": tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)),
+        "tolerances": table,
+        "warnings": too_far(table),
     }
     arrays = {"frame": frames, **{f"label/{name}": array for name, array in kept.items()}}
     arrays |= {f"float/{name}": array for name, array in floats.items()}
@@ -81,6 +84,14 @@ def golden_frames(frames: Sequence[np.ndarray], preprocess: Preprocess) -> np.nd
             f"at least {MIN_GOLDEN} golden frames are needed", evidence, "pass real, different frames of the camera"
         )
     return stack
+
+
+def _all_see_the_image(outputs: Mapping[str, np.ndarray]) -> None:
+    """Raise DataError for a task whose answers to different frames agree to the last bit."""
+    for name, array in outputs.items():
+        if (array == array[:1]).all():
+            fix = "check that its head is connected to the backbone and was trained"
+            raise DataError(f"task {name!r} does not depend on the image", f"one answer to {len(array)} frames", fix)
 
 
 def plain_net(onnx_bytes: bytes) -> bytes:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from . import golden
-from .builder import plain_json, ranges_for
+from .builder import networks, ranges_for
 from .bundle import Bundle
 from .compiler import graph, lint, prune, quantize
 from .engines import onnxruntime as ort
+from .plaindata import plain_json
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def verify(path: str | os.PathLike[str], *, threads: int = 1) -> VerifyReport:
     passed == False into exit code 1.
     """
     bundle = Bundle.read(path)
-    pruned = prune.prune(graph.load(bundle.model)).model
+    pruned = prune.prune(networks(bundle)[0]).model
     ranges, warnings = ranges_for(bundle, pruned)
+    warnings += bundle.warnings
     quantised = quantize.quantize(pruned, ranges, dialect="ort")
     results = []
     for precision, model in (("float", pruned), ("int8", quantised)):

@@ -33,8 +33,8 @@ def gated_select(
     """Select per channel between each task's map and the shared map, then mix the selected maps for the shared stream.
 
     psi and each of the T phis: float [N, C, ...], same shape. alpha: logits [T, C], or bool [T, C] for fixed gates.
-    beta: mix logits [T, C], or None when nobody reads the mix. mode: "auto" takes the fastest implementation for the
-    tensors' device, "torch" the reference. Returns (T maps, next shared map or None). Raises InputError.
+    beta: mix logits [T, C], or None when nobody reads the mix. mode: which implementation; "torch" is the one
+    that exists and "auto" means it, on every device. Returns (T maps, next shared map or None). Raises InputError.
 
     >>> psi, phi = torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
     >>> outs, _ = gated_select(psi, [phi], torch.tensor([[0.5, -0.5]]), None)

@@ -82,17 +82,24 @@ class Net:
             [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
         )
         model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-        tasks = [{"name": task, "kind": "edges", "channels": 1} for task in outputs]
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.output]
+        kinds = ["semseg" if len(shape) == 4 else "multilabel" for shape in shapes]
+        tasks = [
+            {"name": task, "kind": kind, "channels": shape[1]}
+            for task, kind, shape in zip(outputs, kinds, shapes, strict=True)
+        ]
+        sites = [{**s, "open": {t: bits for t, bits in s["open"].items() if t in outputs}} for s in self.sites]
         about = {
             "schema": 1,
             "form": form,
             "tasks": tasks,
             "preprocess": {"height": self.size, "width": self.size, "mean": [0, 0, 0], "std": [1, 1, 1]},
-            "sites": self.sites,
+            "sites": sites,
         }
         entry = model.metadata_props.add()
         entry.key, entry.value = "igate", json.dumps(about)
-        return onnx.shape_inference.infer_shapes(model)
+        return model
 
     def load(self, outputs: Mapping[str, str], form: str = "gated") -> ir.Model:
         return graph.load(self.proto(outputs, form).SerializeToString())

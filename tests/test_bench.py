@@ -11,6 +11,7 @@ import pytest
 import tinynet
 
 from igate_edge.bench import MAX_SPREAD, bench, interleave, ratio
+from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import InputError
 from igate_edge.package import package
 
@@ -83,6 +84,7 @@ def test_a_bench_of_a_gated_bundle_has_all_rivals(tmp_path: Path) -> None:
     cores = os.sched_getaffinity(0)
     report = bench(path, rounds=5)
     assert os.sched_getaffinity(0) == cores, "the process is released again"
+    assert report.pinned
     assert [row.name for row in report.rows] == ["ours", "ours-float", "plain", "separate", "dense"]
     assert report.row("plain").ratio == 1 and report.row("plain").spread == 0
     assert all(row.ms > 0 and row.macs > 0 and row.params > 0 for row in report.rows)
@@ -92,6 +94,27 @@ def test_a_bench_of_a_gated_bundle_has_all_rivals(tmp_path: Path) -> None:
     for row in report.rows:
         assert row.meaningful is (row.note == "") and (row.note == "" or f"{row.label}: {row.note}" in report.warnings)
     assert json.loads(json.dumps(report.as_json()))["separate_over_ours"]["ratio"] > 0
+
+
+def test_sessions_are_made_on_the_cores_they_are_pinned_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.igate"
+    package(tinynet.gated_onnx(), path, calibration=FRAMES, golden=FRAMES[:4])
+    free, seen, make = {3, 5}, [], ort.open
+    held = set(free)
+
+    def pin(_: int, cores: object) -> None:
+        held.clear()
+        held.update(cores)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(held))
+    monkeypatch.setattr(os, "sched_setaffinity", pin)
+    monkeypatch.setattr(ort, "open", lambda *a, **k: (seen.append(set(held)), make(*a, **k))[1])
+    assert bench(path, rounds=3).pinned and held == free
+    assert seen and all(cores == {5} for cores in seen)
+    seen.clear()
+    report = bench(path, rounds=3, threads=3)
+    assert not report.pinned and any("could not be pinned to 3 core(s)" in text for text in report.warnings)
+    assert all(cores == free for cores in seen)
 
 
 def test_a_plain_bundle_has_no_gated_rival(tmp_path: Path) -> None:

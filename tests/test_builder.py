@@ -15,6 +15,7 @@ import pytest
 import tinynet
 from onnx import numpy_helper
 
+from igate_edge import Engine
 from igate_edge.builder import build
 from igate_edge.bundle import Bundle, write_bundle
 from igate_edge.engines import onnxruntime as ort
@@ -51,6 +52,7 @@ def test_report_is_complete(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_costs_by_arithmetic(bundle_path: Path, tmp_path: Path) -> None:
     report = build(bundle_path, cache_dir=tmp_path, precision="int8")
+    assert report.cost["plain"]["encoder_macs"] == report.cost["plain"]["macs"], "no weight is called heads.x here"
     area, width = 8 * 8, 8
     layers = area * width * 9 * (3 + width)
     heads = {"seg": area * width * 3, "depth": area * width, "tag": width * 4}
@@ -182,6 +184,55 @@ def test_wrong_int8_falls_back_or_fails_as_asked(bundle_path: Path, tmp_path: Pa
     assert report.precision == "float" and "golden check" in report.reason
     with pytest.raises(CheckFailed, match="the INT8 engine does not compute"):
         build(bad, cache_dir=tmp_path, precision="int8")
+
+
+def test_too_little_int8_is_never_called_int8(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = ort.Coverage(0.5, {"a": "float", "b": "int8"}, {"a": 1, "b": 1}, {})
+    monkeypatch.setattr(ort, "inspect", lambda model: half)
+    with pytest.raises(CheckFailed, match="50.0% of the MACs, 95.0% asked; in float: a"):
+        build(bundle_path, cache_dir=tmp_path, precision="int8")
+    report = build(bundle_path, cache_dir=tmp_path)
+    assert report.precision == "float" and "only 50.0% of the convolution MACs" in report.reason
+    assert any("fell back to float: only 50.0%" in warning for warning in report.warnings)
+    assert build(bundle_path, cache_dir=tmp_path, precision="float").precision == "float"
+
+
+def test_a_failing_build_closes_its_sessions(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, close = [], ort.Session.close
+    monkeypatch.setattr(ort.Session, "close", lambda self: (closed.append(self), close(self))[1])
+    bundle = Bundle.read(bundle_path)
+    shrunk = {name: (low / 20, high / 20) for name, (low, high) in bundle.ranges.items()}
+    with pytest.raises(CheckFailed):
+        build(rewritten(bundle_path, tmp_path / "b.igate", ranges=shrunk), cache_dir=tmp_path, precision="int8")
+    assert len(closed) == 2
+
+
+def test_a_manifest_that_describes_another_network_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.read(bundle_path)
+    build(bundle_path, cache_dir=tmp_path, precision="float")
+    parts = {"model": bundle.model, "ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
+    tasks = [dict(task) for task in bundle.manifest["tasks"]]
+    tasks[0]["classes"] = list(reversed(tasks[0]["classes"]))
+    shift = {**bundle.manifest["preprocess"], "mean": [0.4, 0.5, 0.5]}
+    for change in ({"tasks": tasks}, {"preprocess": shift}):
+        write_bundle(tmp_path / "other.igate", {**bundle.manifest, **change}, **parts)
+        with pytest.raises(BundleError, match="tasks or preprocessing of manifest.json are not those of model.onnx"):
+            build(tmp_path / "other.igate", cache_dir=tmp_path, precision="float")
+    broken = rewritten(bundle_path, tmp_path / "plain.igate", plain=b"\xff\xffgarbage")
+    with pytest.raises(BundleError, match="plain.onnx is not usable"):
+        build(broken, cache_dir=tmp_path, precision="float")
+
+
+def test_the_engine_of_own_frames_is_found_again(bundle_path: Path, tmp_path: Path) -> None:
+    own = tinynet.frames(8, seed=7)
+    first = build(bundle_path, cache_dir=tmp_path, precision="int8", calibration=own)
+    for frames, cached in ((own, True), (None, False)):
+        with Engine.open(bundle_path, precision="int8", cache_dir=tmp_path, calibration=frames) as engine:
+            assert engine.report.cached is cached and (engine.report.key == first.key) is cached
 
 
 def test_an_unwritable_cache_is_a_warning(bundle_path: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,8 @@ def test_an_error_for_people_is_on_stderr_with_its_fix(tmp_path: Path) -> None:
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 3, "igate-edge[train]"),
         (ModuleNotFoundError("No module named 'av'", name="av"), 3, "igate-edge[video]"),
         (ModuleNotFoundError("No module named 'PIL'", name="PIL"), 3, "igate-edge[images]"),
-        (RuntimeError("surprise"), 3, "--debug"),
+        (RuntimeError("surprise"), 70, "--debug"),
+        (BrokenProcessPool("a child died"), 3, "memory"),
     ],
 )
 def test_every_exception_ends_in_a_sentence_and_a_code(
@@ -120,7 +122,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("igate_edge.cli_doctor.doctor", fail)
     result = igate("doctor", "--debug")
-    assert result.code == 3 and "Traceback" in result.err and "surprise" in result.err
+    assert result.code == 70 and "Traceback" in result.err and "surprise" in result.err
 
 
 def test_stopping_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ pytest.importorskip("torch", reason="training needs the extra: pip install 'igat
 
 from igate_edge.bundle import Bundle
 from igate_edge.cli_export import nearest
-from igate_edge.cli_train import parse_size, plan_steps
+from igate_edge.cli_train import TrainArgs, parse_size, plan_steps, settings
 from igate_edge.errors import InputError
 from igate_edge.training.folder import write_frame
 from igate_edge.training.layout import DataInfo, write_info
@@ -53,9 +54,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "run"
-    result = igate("train", "--data", data, "--out", out, *TINY, "--seed", 3, "--json")
+    result = igate(
+        "train", "--data", data, "--out", out, *TINY, "--seed", 3, "--singles", "--weight", "depth=2", "--json"
+    )
     assert result.code == 0, result.err
-    assert result.json["config"]["seed"] == 3 and set(result.json["metrics"]) == {"semseg", "depth"}
+    config = result.json["config"]
+    assert config["weights"] == {"depth": 2.0} and config["single_steps"] == 2 * config["plain_steps"]
+    assert config["seed"] == 3 and set(result.json["metrics"]) == {"semseg", "depth"}
     return out
 
 
@@ -64,7 +69,8 @@ def exported(trained: Path) -> Path:
     out = trained.parent / "new" / "model.igate"
     result = igate("export", trained, "--out", out, "--half-weights")
     assert result.code == 0, result.err
-    assert "ours, INT8" in result.out and "Accuracy on held-out frames" in result.out
+    assert "ours, INT8" in result.out and "Accuracy on held-out frames (val, 4 frames)" in result.out
+    assert "single-task nets, float" in result.out and "mean gain" in result.out
     return out
 
 
@@ -105,9 +111,48 @@ def test_resume_with_other_settings_is_refused(trained: Path, tmp_path: Path) ->
     refused(igate("train", "--out", tmp_path / "none", "--resume", "--json"), 2, "no training run", "drop --resume")
 
 
+def test_resume_on_other_frames_is_refused_and_nothing_changes(trained: Path, data: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    other = write_data(tmp_path / "other", label=0)
+    refused(igate("train", "--data", other, "--out", trained, "--resume", "--json"), 2, "other frames", str(data))
+    assert {path.name: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+    moved = shutil.copytree(data, tmp_path / "moved")
+    assert igate("train", "--data", moved, "--out", shutil.copytree(trained, tmp_path / "run"), "--resume").code == 0
+    assert json.loads((tmp_path / "run" / "source.json").read_text())["data"] == str(moved)
+
+
+def arguments(**given: object) -> TrainArgs:
+    empty: dict[str, object] = dict.fromkeys(field.name for field in fields(TrainArgs))
+    return TrainArgs(**{**empty, "tasks": (), "weights": (), "singles": False, "resume": False, **given})  # type: ignore
+
+
+def test_options_replace_the_settings_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"lr": 0.1, "tie": "none", "plain_steps": 7, "final_steps": 4}))
+    found = settings(arguments(config=tmp_path / "c.json", lr=0.5, recipe="paper", width=8.0, singles=True), ("depth",))
+    assert (found["lr"], found["tie"], found["recipe"], found["width"], found["single_steps"]) == (
+        0.5,
+        "none",
+        "paper",
+        8,
+        11,
+    )
+    assert settings(arguments(width=0.5, granule=0, balance="fixed"), ()) == {
+        "width": 0.5,
+        "granule": 0,
+        "balance": "fixed",
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--weight", "depth"], ["'depth'", "TASK=WEIGHT"]),
+        (["--weight", "depth=-1"], ["'depth=-1'"]),
+        (["--weight", "dept=1"], ["a weight for no task: dept"]),
+        (["--recipe", "nice"], ["unknown recipe 'nice'", "forked, paper"]),
+        (["--config", "none.json"], ["cannot read none.json"]),
+        (["--backbone", "densenet_tiny", "--width", "8"], ["densenet_tiny takes no width"]),
+        (["--budget", "0.03", "--granule", "64", "--tie", "none"], ["cannot own 3%", "granule"]),
         (["--task", "nonsense"], ["nonsense", "semseg", "depth"]),
         (["--budget", "1.5"], ["budget", "1.5"]),
         (["--budget", "-0.1"], ["budget", "-0.1"]),

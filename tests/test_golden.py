@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from igate_edge.contract import OutputSpec, Preprocess
-from igate_edge.errors import CheckFailed
-from igate_edge.golden import FLOAT_LIMIT, MEASURES, GoldenResult, check, gap, require, tolerances
+from igate_edge.errors import CheckFailed, DataError
+from igate_edge.golden import FLOAT_LIMIT, MEASURES, GoldenResult, check, gap, require, tolerances, too_far
 
 SIZE = (8, 8)
 SPECS = {
@@ -60,9 +60,31 @@ def test_measures_are_in_task_terms() -> None:
 def test_limit_is_margin_times_gap_and_at_least_the_floor() -> None:
     spec = SPECS["depth"]
     zero = np.zeros((4, 1, 2, 2), np.float32)
-    table = tolerances([spec], {"t": zero}, {"t": zero + np.float32(math.log(1.25))}, SIZE)["t"]
-    assert table["packaged"] == pytest.approx(0.25) and table["limit"] == pytest.approx(2 * 0.25)
+    table = tolerances([spec], {"t": zero}, {"t": zero + np.float32(math.log(1.03))}, SIZE)["t"]
+    assert table["packaged"] == pytest.approx(0.03, rel=1e-4) and table["limit"] == pytest.approx(2 * 0.03, rel=1e-4)
     assert tolerances([spec], {"t": zero}, {"t": zero}, SIZE)["t"]["limit"] == MEASURES["depth"][1]
+
+
+def test_int8_far_from_float_has_a_ceiling_and_is_told() -> None:
+    spec = SPECS["depth"]
+    zero = np.zeros((4, 1, 2, 2), np.float32)
+    table = tolerances([spec], {"t": zero}, {"t": zero + np.float32(math.log(1.5))}, SIZE)
+    assert table["t"]["limit"] == MEASURES["depth"][2] < table["t"]["packaged"]
+    (sentence,) = too_far(table)
+    assert "INT8 of task 't'" in sentence and "calibrate" in sentence
+    assert too_far(tolerances([spec], {"t": zero}, {"t": zero}, SIZE)) == []
+    with pytest.raises(DataError, match="task 't' gives NaN or infinity"):
+        tolerances([spec], {"t": zero}, {"t": zero + np.float32(np.inf)}, SIZE)
+
+
+def test_int8_that_was_packaged_wrong_fails_though_it_is_as_packaged() -> None:
+    """The limit that a manifest claims counts only up to the ceiling of the kind."""
+    stored = outputs(SPECS["depth"])
+    far = stored + np.float32(math.log(1.5))
+    packed = bundle(stored, far)
+    packed.manifest["tolerances"]["t"]["limit"] = 5.0
+    (result,) = check(packed, replay(far), "int8")
+    assert not result.passed and result.limit == MEASURES["depth"][2] and "when packaged" in result.measure
 
 
 def bundle(float_out: np.ndarray, int8_out: np.ndarray) -> SimpleNamespace:

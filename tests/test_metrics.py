@@ -190,3 +190,30 @@ def test_delta_reproduces_the_published_rows(row: tuple[float, ...], delta: floa
 def test_delta_needs_every_task() -> None:
     with pytest.raises(InputError, match="no result for task 'n'"):
         delta_mtl({"s": 1, "d": 1}, {"s": 1, "d": 1, "n": 1}, NYUD)
+
+
+def test_delta_refuses_to_divide_by_nothing() -> None:
+    spec = [OutputSpec("s", "semseg", 2)]
+    for values, single, specs, words in (
+        ({"s": 1}, {"s": 0}, spec, "cannot be compared"),
+        ({}, {}, [], "no task"),
+        ({"s": {}}, {"s": 1}, spec, "no miou"),
+    ):
+        with pytest.raises(InputError, match=words):
+            delta_mtl(values, single, specs)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_what_is_no_prediction_is_refused(spec: OutputSpec) -> None:
+    shapes = {"normals": (4, 4, 3), "classification": (5,), "multilabel": (3,)}
+    right = np.zeros(shapes.get(spec.kind, (4, 4)))
+    label = np.zeros(()) if spec.kind == "classification" else right
+    for predicted, truth in (
+        (None, label),
+        (right, None),
+        (np.full(right.shape, np.nan), label),
+        (right, np.full(label.shape, "a")),
+        (right, np.zeros((9, 9))),
+    ):
+        with pytest.raises(DataError):
+            make_metric(spec).update(predicted, truth)

@@ -112,3 +112,12 @@ def test_frames_that_prove_nothing_are_refused(tmp_path: Path) -> None:
 def test_pruning_is_what_the_golden_outputs_come_from(packed: tuple[Bundle, Path]) -> None:
     pruned = prune.prune(graph.load(packed[0].model)).model
     assert set(packed[0].ranges) <= {value.name for node in pruned.graph for value in node.outputs} | {"image"}
+
+
+def test_a_task_that_ignores_the_image_is_refused(tmp_path: Path) -> None:
+    proto = onnx.load_from_string(tinynet.gated_onnx())
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "head.depth.conv.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(0 * onnx.numpy_helper.to_array(weight), weight.name))
+    with pytest.raises(DataError, match="task 'depth' does not depend on the image"):
+        package(proto.SerializeToString(), tmp_path / "a.igate", calibration=FRAMES, golden=GOLDEN)
+    assert not os.listdir(tmp_path)

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import tinynet
 
+from igate_edge.errors import GraphError
 from igate_edge.plain import fill, weightless
 
 
@@ -47,3 +48,12 @@ def test_weights_are_he_scaled() -> None:
     weight = next(t for t in wide.graph.initializer if t.name == "two.shared.conv.weight")
     spread = onnx.numpy_helper.to_array(weight).std()
     assert spread == pytest.approx(np.sqrt(2 / (64 * 3 * 3)), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [10**12, 10**8, 0, -1])
+def test_claimed_weights_are_counted_before_they_are_made(model: bytes, size: int) -> None:
+    proto = onnx.load_from_string(weightless(model))
+    value = next(v for v in proto.graph.input if len(v.type.tensor_type.shape.dim) == 4 and v.name != "image")
+    value.type.tensor_type.shape.dim[0].dim_value = size
+    with pytest.raises(GraphError, match="impossible weights"):
+        fill(proto.SerializeToString(), None)

@@ -63,7 +63,14 @@ def test_the_whole_chain(tmp_path: Path) -> None:
 
     frames, _ = batch(8, 99)
     path = tmp_path / "tiny.igate"
-    export(net, torch.zeros(1, 3, 32, 32), path, preprocess=Preprocess(32, 32), calibration=list(frames), golden=list(frames[:4]))
+    export(
+        net,
+        torch.zeros(1, 3, 32, 32),
+        path,
+        preprocess=Preprocess(32, 32),
+        calibration=list(frames),
+        golden=list(frames[:4]),
+    )
 
     gated = graph.load(to_onnx(net, Preprocess(32, 32)))
     assert "Where" in {node.op_type for node in gated.graph}

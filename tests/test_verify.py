@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import tinynet
 from onnx import numpy_helper
 
+from igate_edge.builder import build
 from igate_edge.bundle import MEMBERS, Bundle, write_bundle
+from igate_edge.compiler import calibrate
 from igate_edge.errors import BundleError
 from igate_edge.package import package
 from igate_edge.verify import verify
@@ -73,3 +76,33 @@ def test_a_wrong_byte_is_a_bundle_error(path: Path, tmp_path: Path) -> None:
     (tmp_path / "b.igate").write_bytes(data)
     with pytest.raises(BundleError, match="altered"):
         verify(tmp_path / "b.igate")
+
+
+def test_members_that_do_not_fit_each_other_are_refused(path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.read(path)
+    parts = {"model": bundle.model, "ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
+    tasks = [dict(task) for task in bundle.manifest["tasks"]]
+    tasks[0]["classes"] = list(reversed(tasks[0]["classes"]))
+    write_bundle(tmp_path / "a.igate", {**bundle.manifest, "tasks": tasks}, **parts)
+    write_bundle(tmp_path / "b.igate", bundle.manifest, **{**parts, "plain": b"\xff\xffgarbage"})
+    for name, words in (("a.igate", "not those of model.onnx"), ("b.igate", "plain.onnx is not usable")):
+        with pytest.raises(BundleError, match=words):
+            verify(tmp_path / name)
+
+
+def test_broken_int8_is_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges 20 times too small saturate everything: packaged with a warning, built in float, and no INT8 passes."""
+    observe = calibrate.observe
+
+    def shrunk(*arguments: object) -> object:
+        seen = observe(*arguments)
+        return replace(seen, ranges={name: (low / 20, high / 20) for name, (low, high) in seen.ranges.items()})
+
+    monkeypatch.setattr(calibrate, "observe", shrunk)
+    path = tmp_path / "bad.igate"
+    bundle = package(tinynet.gated_onnx(), path, calibration=FRAMES, golden=FRAMES[:4])
+    assert any("is no use" in warning for warning in bundle.warnings)
+    report = verify(path)
+    assert not report.passed and all("(int8)" in problem for problem in report.problems)
+    built = build(path, cache_dir=tmp_path)
+    assert built.precision == "float" and any("is no use" in warning for warning in built.warnings)

@@ -136,22 +136,19 @@ class _Probe:
 
     def __init__(self, source: ir.Model) -> None:
         import onnx
-        import onnxruntime
+
+        from ..engines.onnxruntime import open as open_session
 
         proto = ir.to_proto(source)
         made = [name for node in source.graph for name in map(groups.name_of, groups.activations(node.outputs))]
         outputs = {value.name for value in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made if name not in outputs)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(proto.SerializeToString())
         self.input, self.names = groups.name_of(source.graph.inputs[0]), made
 
     def tensors(self, frame: np.ndarray) -> dict[str, np.ndarray]:
-        values = self.session.run(self.names, {self.input: frame})
-        return {self.input: frame, **dict(zip(self.names, values, strict=True))}
+        values = self.session.run(frame)
+        return {self.input: frame, **{name: values[name] for name in self.names}}
 
     def limits(self, frames: list[np.ndarray]) -> dict[str, Range]:
         found: dict[str, Range] = {}

@@ -1,7 +1,7 @@
 """ONNX files in and out: what the compiler takes is checked here once, so that all later stages may rely on it.
 
-After `load`: no external data, opset 17-19, no control flow, every value named and of static shape, every constant an
-initializer, every task an output.
+After `load`: no external data, opset 17-19, no control flow, one image as input, every value named and of static shape,
+every constant an initializer, every task an output of its kind's shape, nothing that no output needs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import onnx_ir as ir
 
-from ..contract import OutputSpec, Preprocess
+from ..contract import OutputSpec, Preprocess, check_sites
 from ..errors import GraphError, IgateError
-from ..files import os_errors
+from ..files import as_path, os_errors
 from .lanes import constant, evaluate
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ KEY = "igate"
 SCHEMA = 1
 OPSETS = (17, 18, 19)
 MAX_BYTES = 2**31 - 1  # a protobuf message holds less
+SMALL = 256  # elements: sizes, axes and scales, whose values decide shapes
+MAX_ELEMENTS = 2**28  # of one tensor: 1 GB in float32
+FORMS = ("gated", "merged", "filled", "plain")
 MAX_FOLD = 2**26  # elements of a folded constant: nothing a robot's network needs is larger
 EXPORT = "export it again with igate_edge"
 #: Never folded: random, or the marks of a quantised model.
@@ -43,7 +46,7 @@ def load(data: bytes | str | os.PathLike[str]) -> ir.Model:
     Folds constants (among them float16 weights followed by a Cast) and infers shapes. Raises GraphError for whatever
     is not a self-contained static model with igate metadata, UnavailableError when the file cannot be read.
     """
-    proto = _parse(data if isinstance(data, bytes) else _read(Path(data)))
+    proto = _parse(data if isinstance(data, bytes) else _read(as_path(data)))
     _check_tensors(proto)
     _check_graph(proto)
     try:
@@ -91,6 +94,9 @@ def _refuse(cause: str, evidence: object, fix: str = EXPORT) -> NoReturn:
 def _read(path: Path) -> bytes:
     with os_errors(path, "read"):
         size = path.stat().st_size
+        # Asked before opening: a named pipe would wait for a writer, a device may have no end.
+        if not path.is_file():
+            _refuse("not an ONNX model", f"{path} is not a regular file", "pass a file written by igate_edge")
         if size > MAX_BYTES:
             _refuse(
                 "the ONNX file is too large",
@@ -179,8 +185,31 @@ def _check_graph(proto: onnx.ModelProto) -> None:
     # The checker parses text of its own making: only the graph's structure is shown to it.
     try:
         onnx.checker.check_model(proto, full_check=False)
+        # Shapes inside are inferred, never believed: a file may claim any.
+        del proto.graph.value_info[:]
+        onnx.shape_inference.infer_shapes(_shell(proto), check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:  # ValidationError, or whatever the C++ side throws
         _refuse("the ONNX graph is not valid", error)
+    names = [value.name for value in proto.graph.output]
+    twice = [name for name in names if names.count(name) > 1 or name in {value.name for value in proto.graph.input}]
+    if twice:
+        _refuse("an output is named twice, or is an input", f"{twice[0]!r}")
+
+
+def _shell(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large weights as inputs of their shape: all that shape inference needs."""
+    import onnx
+
+    shell = onnx.ModelProto()
+    shell.CopyFrom(proto)
+    graph, known = shell.graph, {value.name for value in shell.graph.input}
+    small = [tensor for tensor in proto.graph.initializer if math.prod(tensor.dims) <= SMALL]
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) > SMALL and tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    del graph.initializer[:]
+    graph.initializer.extend(small)
+    return shell
 
 
 def _tidy(model: ir.Model) -> None:
@@ -191,6 +220,7 @@ def _tidy(model: ir.Model) -> None:
     logging.disable(logging.WARNING)
     try:
         passes.RemoveInitializersFromInputsPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         passes.ShapeInferencePass(strict_mode=False)(model)
         if _fold(model):
@@ -248,7 +278,12 @@ def _check_static(model: ir.Model) -> None:
         unused = not value.name or (not list(value.uses()) and not value.is_graph_output())
         if unused and value.producer() is not None:
             continue
-        if value.shape is None or not value.shape.is_static() or any(dim == 0 for dim in value.shape):
+        static = value.shape is not None and value.shape.is_static()
+        sizes = tuple(value.shape.numpy()) if static and value.shape is not None else (0,)
+        if math.prod(sizes) > MAX_ELEMENTS:
+            fix = "export with a smaller input or fewer channels"
+            _refuse("a tensor is too large", f"{value.name!r}: {list(sizes)}, at most {MAX_ELEMENTS} elements", fix)
+        if any(size < 1 for size in sizes):
             _refuse(
                 "a tensor has no static shape",
                 f"{value.name!r}: {value.shape}",
@@ -264,29 +299,34 @@ def _check_meta(model: ir.Model) -> None:
             "write it with igate_edge's export",
         )
     try:
-        about = meta(model)
+        about = json.loads(model.metadata_props[KEY])
         schema = about.get("schema")
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if type(schema) is not int or schema != SCHEMA:
             _refuse("the task metadata is of a newer schema", f"{schema!r}, known: {SCHEMA}", "update igate_edge")
-        names = [spec.name for spec in specs(model)]
-        preprocess(model)
-        for site in about.get("sites", []):
-            _check_site(site)
+        tasks = [OutputSpec.from_json(task) for task in about["tasks"]]
+        size = Preprocess.from_json(about["preprocess"])
+        check_sites(about.get("sites", []), tasks)
+        if about.get("form") not in FORMS or (about["form"] == "gated" and "sites" not in about):
+            _refuse("the task metadata names no known form", f"{about.get('form')!r}", EXPORT)
     except GraphError:
         raise
     except Exception as error:  # JSON of any shape
         _refuse("the task metadata cannot be read", f"{type(error).__name__}: {error}")
-    outputs = [value.name for value in model.graph.outputs]
-    missing = [name for name in names if name not in outputs]
-    if missing or not names:
-        _refuse("a task has no output", f"tasks {missing or 'none'}, outputs {outputs}")
+    _check_ends(model, tasks, [1, 3, size.height, size.width])
 
 
-def _check_site(site: dict[str, Any]) -> None:
-    if not isinstance(site["name"], str):
-        _refuse("the task metadata cannot be read", f"a gate site is called {site['name']!r}")
-    for task, bits in site["open"].items():
-        if len(bits) != site["channels"] or set(bits) - {"0", "1"}:
-            _refuse(
-                "the gates do not fit their site", f"{site['name']!r}, task {task!r}: {len(bits)} of {site['channels']}"
-            )
+def _check_ends(model: ir.Model, tasks: list[OutputSpec], image: list[int]) -> None:
+    """One float image of the preprocessing's size goes in, one float tensor a task comes out."""
+    ends = [(value.name, value.dtype, list(value.shape or ())) for value in model.graph.inputs]
+    if len(ends) != 1 or ends[0][1] != ir.DataType.FLOAT or ends[0][2] != image:
+        found = ", ".join(f"{name!r} {dtype} {shape}" for name, dtype, shape in ends) or "no input"
+        _refuse("the model does not take one preprocessed image", f"{found}; float32 {image} needed")
+    outputs = {value.name: value for value in model.graph.outputs}
+    missing = [spec.name for spec in tasks if spec.name not in outputs]
+    if missing or not tasks or len({spec.name for spec in tasks}) != len(tasks):
+        _refuse("a task has no output of its own", f"tasks {missing or [t.name for t in tasks]}, outputs {[*outputs]}")
+    for spec in tasks:
+        shape, dtype = list(outputs[spec.name].shape or ()), outputs[spec.name].dtype
+        if dtype != ir.DataType.FLOAT or len(shape) != (4 if spec.dense else 2) or shape[:2] != [1, spec.channels]:
+            wanted = f"[1, {spec.channels}{', h, w' if spec.dense else ''}]"
+            _refuse(f"task {spec.name!r} has an output of another kind", f"{dtype} {shape}, float32 {wanted} needed")

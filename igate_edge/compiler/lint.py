@@ -77,11 +77,6 @@ def lint(model: ir.Model, dialect: str = "trt") -> list[Finding]:
     return found
 
 
-def errors(findings: list[Finding]) -> list[Finding]:
-    """Only the findings that make the file unusable."""
-    return [finding for finding in findings if finding.severity == "error"]
-
-
 def _model(model: ir.Model, dialect: str) -> Iterator[Finding]:
     opset = model.graph.opset_imports.get("", 0)
     if not 17 <= opset <= 19:

@@ -100,6 +100,11 @@ def _selects(model: ir.Model, about: Mapping[str, Any]) -> dict[tuple[str, str],
                 "export it again",
             )
         found = dict(zip(wanted, wheres, strict=True))
+    claimed = {id(node) for node in found.values()}
+    missing = [key for key in wanted if key not in found]
+    if missing and any(id(node) not in claimed for node in wheres):
+        evidence = f"no select of its own for site {missing[0][0]!r}, task {missing[0][1]!r}"
+        raise GraphError("the graph's selects do not match its gate sites", evidence, "export it again")
     opened = {(site["name"], task): bits for site in about["sites"] for task, bits in site["open"].items()}
     for key, node in found.items():
         mask = channel_mask(node)

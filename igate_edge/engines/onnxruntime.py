@@ -7,11 +7,12 @@ runs in float there, at 0.8x to 0.9x.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,10 @@ import numpy as np
 
 from ..errors import CheckFailed, GraphError, InputError, UnavailableError
 
+#: More threads than this, on a machine with fewer cores, only wait for each other.
+MAX_THREADS = 64
 PROVIDERS = ["CPUExecutionProvider"]
 INT8_CONVS = frozenset({"QLinearConv", "ConvInteger", "NhwcQLinearConv"})
-FLOAT_CONVS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 #: Making a session touches global state in ONNX Runtime (cases R4); running one does not.
 _START = threading.Lock()
 
@@ -42,6 +44,13 @@ def probe() -> dict[str, Any]:
     return {"version": str(runtime.__version__), "provider": PROVIDERS[0]}
 
 
+def check_threads(threads: int) -> None:
+    """Raise InputError unless an engine can be asked for that many threads."""
+    most = max(MAX_THREADS, os.cpu_count() or 1)
+    if type(threads) is not int or not 1 <= threads <= most:
+        raise InputError(f"threads must be a number from 1 to {most}", f"got {threads!r:.60}", "pass threads=1")
+
+
 def open(model: bytes, threads: int = 1, optimise: bool = True) -> Session:
     """A ready session of an ONNX file's bytes on `threads` CPU threads.
 
@@ -53,11 +62,10 @@ def open(model: bytes, threads: int = 1, optimise: bool = True) -> Session:
 
 def _session(model: bytes, threads: int, optimise: bool, save: Path | None = None) -> Any:
     runtime = _load()
-    if threads < 1:
-        raise InputError("threads must be at least 1", f"{threads} given", "use 1 for one core")
+    check_threads(threads)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised; the library need not print it too
     if not optimise:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save is not None:
@@ -102,7 +110,14 @@ class Session:
                 f"{self.dtype} {self.shape} expected, {seen} given",
                 "preprocess the frame with runtime.preprocess.to_input",
             )
-        return dict(zip(self.outputs, session.run(self.outputs, {self.input: image}), strict=True))
+        try:
+            values = session.run(self.outputs, {self.input: image})
+        except Exception as error:  # as for opening: classes without a common base
+            text = " ".join(str(error).split())[:300]
+            raise GraphError(
+                "ONNX Runtime cannot run this model", text, "free memory, or export the model again"
+            ) from error
+        return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
         """Free the session; closing twice is fine."""
@@ -133,7 +148,7 @@ class Coverage:
             raise CheckFailed(
                 "too few convolutions run as INT8",
                 f"{self.int8_conv_macs_share:.1%} of the MACs, {share:.1%} asked; in float: {', '.join(floats[:5])}",
-                "quantise with dialect 'ort'",
+                "use precision='float' or 'auto' for this network",
             )
 
 
@@ -183,6 +198,10 @@ def _conv_macs(model: Any) -> tuple[dict[str, int], dict[str, str]]:
     return macs, weights
 
 
+#: Seconds since some moment.
+Clock = Callable[[], float]
+
+
 class Runner(Protocol):
     """Anything with a `run`: a session of any backend, or a stub."""
 
@@ -200,7 +219,9 @@ class Timing:
     rounds: int
 
 
-def ab_time(a: Runner, b: Runner, image: np.ndarray, rounds: int = 30, warmup: int = 3) -> Timing:
+def ab_time(
+    a: Runner, b: Runner, image: np.ndarray, rounds: int = 30, warmup: int = 3, clock: Clock = time.perf_counter
+) -> Timing:
     """Time two runners in turn, changing who is first: a drifting clock hits both alike. Milliseconds a call."""
     if rounds < 1:
         raise InputError("rounds must be at least 1", f"{rounds} given", "use 30 or more")
@@ -210,15 +231,25 @@ def ab_time(a: Runner, b: Runner, image: np.ndarray, rounds: int = 30, warmup: i
     times: list[tuple[float, float]] = []
     for index in range(rounds):
         first, second = (a, b) if index % 2 == 0 else (b, a)
-        pair = (_milliseconds(first, image), _milliseconds(second, image))
+        pair = (_milliseconds(first, image, clock), _milliseconds(second, image, clock))
         times.append(pair if index % 2 == 0 else pair[::-1])
     return compare(times)
 
 
-def _milliseconds(runner: Runner, image: np.ndarray) -> float:
-    start = time.perf_counter()
+def _milliseconds(runner: Runner, image: np.ndarray, clock: Clock) -> float:
+    start = clock()
     runner.run(image)
-    return (time.perf_counter() - start) * 1e3
+    return (clock() - start) * 1e3
+
+
+def ratio_quartiles(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Quartiles (lower, median, upper) of the ratios a / b taken within one round each.
+
+    >>> ratio_quartiles(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    (2.0, 2.0, 2.0)
+    """
+    low, middle, high = np.percentile(a / np.maximum(b, 1e-9), (25, 50, 75))
+    return float(low), float(middle), float(high)
 
 
 def compare(times: Sequence[tuple[float, float]]) -> Timing:
@@ -228,16 +259,21 @@ def compare(times: Sequence[tuple[float, float]]) -> Timing:
     0.5
     """
     pairs = np.asarray(times, np.float64)
-    ratios = pairs[:, 0] / np.maximum(pairs[:, 1], 1e-9)
-    low, middle, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
+    low, middle, high = ratio_quartiles(pairs[:, 0], pairs[:, 1])
     a_ms, b_ms = (float(value) for value in np.median(pairs, axis=0))
     return Timing(a_ms, b_ms, middle, (low, high), len(pairs))
 
 
-def pick(int8: bytes | Runner, plain: bytes | Runner, image: np.ndarray, rounds: int = 30) -> tuple[str, str, Timing]:
+def pick(
+    int8: bytes | Runner,
+    plain: bytes | Runner,
+    image: np.ndarray,
+    rounds: int = 30,
+    clock: Clock = time.perf_counter,
+) -> tuple[str, str, Timing]:
     """("int8" | "float", reason, times of INT8 as a, float as b): the faster on this machine, 1 thread (Q12)."""
     opened = [open(item) if isinstance(item, bytes) else item for item in (int8, plain)]
-    timing = ab_time(opened[0], opened[1], image, rounds)
+    timing = ab_time(opened[0], opened[1], image, rounds, clock=clock)
     words = (
         f"INT8 {timing.a_ms:.2f} ms, float {timing.b_ms:.2f} ms, ratio {timing.ratio:.2f} "
         f"({timing.spread[0]:.2f}-{timing.spread[1]:.2f}, {timing.rounds} pairs)"

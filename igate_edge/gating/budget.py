@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..contract import is_number
 from ..errors import InputError
 from .gate import Gates, is_open
 from .net import InterroGateNet, site_weights
@@ -36,6 +37,9 @@ class SparsityHinge:
     weight: float = 1.0
     ramp: float = 0.0
 
+    def __post_init__(self) -> None:
+        _strength(self.weight, self.ramp)
+
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
         soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
         over = torch.relu(soft - _targets(self.tau, net, soft))
@@ -48,6 +52,9 @@ class L1Gates:
 
     weight: float = 1.0
     ramp: float = 0.0
+
+    def __post_init__(self) -> None:
+        _strength(self.weight, self.ramp)
 
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
         soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
@@ -69,6 +76,7 @@ class HardFraction:
     ramp: float = 0.1
 
     def __post_init__(self) -> None:
+        _strength(self.weight, self.ramp)
         if self.cost not in ("uniform", "macs"):
             raise InputError(f"unknown cost {self.cost!r}", "known: uniform, macs", "use one of these")
 
@@ -162,13 +170,23 @@ def _targets(target: Target, net: InterroGateNet, like: Tensor) -> Tensor:
                 f"targets for {', '.join(sorted(target))}; tasks are {', '.join(names)}",
                 "give one target per task",
             )
-        values = [float(target[name]) for name in names]
+        values = [target[name] for name in names]
     else:
-        values = [float(target)] * len(names)
-    if not all(0 <= value <= 1 for value in values):
-        raise InputError("a target fraction is outside of [0, 1]", f"{values}", "pass a fraction, not a percentage")
+        values = [target] * len(names)
+    if not all(is_number(value) and 0 <= value <= 1 for value in values):
+        evidence = f"{values!r:.80}"
+        raise InputError("a target fraction is outside of [0, 1]", evidence, "pass a fraction, not a percentage")
     return like.new_tensor(values)
 
 
+def _strength(weight: float, ramp: float) -> None:
+    """Raise InputError unless these can scale a loss: a NaN would reach every weight at the first step."""
+    for name, value in (("weight", weight), ("ramp", ramp)):
+        if not is_number(value) or value < 0:
+            raise InputError(f"a budget's {name} is not usable", f"{value!r:.60}", "pass a number of 0 or more")
+
+
 def _ramp(ramp: float, progress: float) -> float:
+    if not is_number(progress):
+        raise InputError("progress is not a number", f"{progress!r:.60}", "pass the fraction done, 0 to 1")
     return 1.0 if ramp <= 0 else min(1.0, max(0.0, progress / ramp))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..contract import is_number
 from ..errors import InputError
 
 
@@ -54,8 +55,11 @@ class Gates(nn.Module):
 
     def __init__(self, tasks: Sequence[str], channels: int, granule: int = 1, init: float = 0.5) -> None:
         super().__init__()
-        if granule < 1:
-            raise InputError("granule is less than one channel", f"granule={granule}", "pass 1 or more")
+        if type(granule) is not int or granule < 1:
+            evidence = f"granule={granule!r:.60}"
+            raise InputError("granule is less than one channel, or no whole number", evidence, "pass 1 or more")
+        if not is_number(init):
+            raise InputError("the gates' first logit is no number", f"{init!r:.60}", "pass a finite number")
         self.tasks, self.channels, self.granule = tuple(tasks), channels, min(granule, channels)
         count = -(-channels // self.granule)
         self.alpha = nn.ParameterDict({task: nn.Parameter(torch.full((count,), float(init))) for task in tasks})

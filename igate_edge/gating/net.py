@@ -159,20 +159,6 @@ class InterroGateNet(nn.Module):
         """Start the shared branch from a PlainNet's or a bare backbone's state."""
         load_into(self.branches["shared"], split_state(state)[0], "the shared branch")
 
-    def load_plain(self, state: Mapping[str, Tensor]) -> None:
-        """Fork a plain net (recipe.md section 2): every branch becomes a copy of its backbone, heads are taken over."""
-        backbone, heads = split_state(state)
-        for name, branch in self.branches.items():
-            load_into(branch, backbone, f"branch {name!r}")
-        for task, head in heads.items():
-            self._known(task)
-            load_into(self.heads[task], head, f"head {task!r}")
-
-    def plain_state(self) -> dict[str, Tensor]:
-        """The shared branch and the heads as a PlainNet's state: what is left when all gates are closed."""
-        state = {f"backbone.{key}": value for key, value in self.branches["shared"].state_dict().items()}
-        return state | {f"heads.{key}": value for key, value in self.heads.state_dict().items()}
-
     @torch.no_grad()
     def export_view(self) -> GatedView:
         """A copy in evaluation mode with norms folded and gates and mixes as constants; this net does not change."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..contract import OutputSpec
 from ..errors import DataError, InputError
 from .streams import Plan, feature_maps, trace
 from .view import PlainView, fold_head, fold_norms
@@ -63,6 +64,9 @@ class PlainNet(nn.Module):
 
 def check_tasks(tasks: Sequence[Task]) -> None:
     """Raise InputError unless there is a task and all names are different, valid identifiers."""
+    if not isinstance(tasks, Sequence) or not all(isinstance(getattr(t, "spec", None), OutputSpec) for t in tasks):
+        evidence = f"got {tasks!r:.80}"
+        raise InputError("tasks must be a list of tasks", evidence, "pass for example [Depth('depth')]")
     names = [task.name for task in tasks]
     if not names:
         raise InputError("no task is given", "tasks is empty", "pass at least one task")
@@ -78,7 +82,9 @@ def check_tasks(tasks: Sequence[Task]) -> None:
 def as_example(example: Tensor | None) -> Tensor:
     """The image that gives the shapes, float [1,3,H,W]; default zeros of 64x64."""
     example = torch.zeros(1, 3, 64, 64) if example is None else example
-    if example.ndim != 4 or not example.is_floating_point():
+    if not isinstance(example, Tensor):
+        raise InputError("the example is not an image", f"got {type(example).__name__}", "pass float [1,3,H,W]")
+    if example.ndim != 4 or not example.is_floating_point() or not example.numel():
         raise InputError(
             "the example is not an image", f"{example.dtype} {list(example.shape)}", "pass float [1,3,H,W]"
         )

@@ -1,4 +1,4 @@
-"""Golden frames as a picture gallery: the image, its labels and what the INT8 engine answers, with legends."""
+"""Golden frames as a picture gallery: the image, its labels and what the engine answers, with legends."""
 
 from __future__ import annotations
 
@@ -13,29 +13,22 @@ import numpy as np
 
 from ..contract import OutputSpec
 from ..metrics import make_metric
+from .grids import caption
 from .pictures import answer_lines, class_colour, colourise, depth_colours, depth_range, normal_map, png, ticks
 from .tables import number, percent
 
 #: Larger pictures are thinned to this width inside the page; the raw arrays come from `igate run`.
 WIDEST = 320
-CAPTIONS = {
-    "miou": "mIoU {}",
-    "rmse": "RMSE {} m",
-    "mean_angle": "mean angle {}°",
-    "f1": "F1 {}",
-    "accuracy": "accuracy {}",
-    "balanced_accuracy": "balanced accuracy {}",
-}
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One golden frame: uint8 RGB [H,W,3] and per task the label (None = not in the bundle), float and INT8 output."""
+    """One golden frame, uint8 RGB [H,W,3]; per task its label (None = none stored), packaged float and engine output."""
 
     frame: np.ndarray
     label: dict[str, np.ndarray | None]
     float_out: dict[str, np.ndarray]
-    int8_out: dict[str, np.ndarray]
+    engine_out: dict[str, np.ndarray]
 
 
 def image_tag(picture: np.ndarray, text: str) -> str:
@@ -77,22 +70,23 @@ def _cell(spec: OutputSpec, values: np.ndarray | None, limits: tuple[float, floa
     return f'<div class="words">{lines}</div>'
 
 
-def _one(shown: Shown, index: int, tasks: Sequence[OutputSpec], limits: dict[str, tuple[float, float]]) -> str:
+def _one(
+    shown: Shown, index: int, tasks: Sequence[OutputSpec], limits: dict[str, tuple[float, float]], engine: str
+) -> str:
     cells = [f"<div>{image_tag(shown.frame, f'golden frame {index}')}</div>"]
-    below = [f'<div class="side">golden frame {index}<br>above: image and labels<br>this row: INT8 engine</div>']
-    if all(label is None for label in shown.label.values()):
-        below = [f'<div class="side">golden frame {index}<br>above: float network<br>this row: INT8 engine</div>']
+    unlabelled = all(label is None for label in shown.label.values())
+    above = "float network" if unlabelled else "image and labels"
+    below = [f'<div class="side">golden frame {index}<br>above: {above}<br>this row: {engine} engine</div>']
     for spec in tasks:
         label, scale = shown.label.get(spec.name), limits.get(spec.name, (0.0, 1.0))
-        unlabelled = all(value is None for value in shown.label.values())
         top = shown.float_out[spec.name] if unlabelled else label
         cells.append(f"<div>{_cell(spec, top, scale, f'{spec.name}, reference, frame {index}')}</div>")
-        predicted = shown.int8_out[spec.name]
+        predicted = shown.engine_out[spec.name]
         parts = [agreement(spec, predicted, shown.float_out[spec.name])]
         if label is not None:
-            parts.insert(0, CAPTIONS[spec.metric].format(number(frame_metric(spec, predicted, label))))
-        caption = f'<div class="cap">{html.escape(", ".join(parts))}</div>'
-        below.append(f"<div>{_cell(spec, predicted, scale, f'{spec.name}, INT8, frame {index}')}{caption}</div>")
+            parts.insert(0, caption(spec.metric, number(frame_metric(spec, predicted, label))))
+        under = f'<div class="cap">{html.escape(", ".join(parts))}</div>'
+        below.append(f"<div>{_cell(spec, predicted, scale, f'{spec.name}, {engine}, frame {index}')}{under}</div>")
     return f'<div class="frame" style="--n:{len(tasks) + 1}">{"".join(cells)}{"".join(below)}</div>'
 
 
@@ -121,7 +115,7 @@ def _legends(tasks: Sequence[OutputSpec], shown: Sequence[Shown], limits: dict[s
     for spec in tasks:
         title = f"<b>{html.escape(spec.name)}</b>"
         if spec.kind == "semseg":
-            maps = [m for s in shown for m in (s.int8_out[spec.name], s.label.get(spec.name)) if m is not None]
+            maps = [m for s in shown for m in (s.engine_out[spec.name], s.label.get(spec.name)) if m is not None]
             present = {int(v) for m in maps for v in np.unique(m)}
             names = spec.classes or tuple(f"class {k}" for k in range(spec.channels))
             entries = "".join(
@@ -141,16 +135,16 @@ def _legends(tasks: Sequence[OutputSpec], shown: Sequence[Shown], limits: dict[s
     return f'<div class="legends">{"".join(parts)}</div>'
 
 
-def gallery(tasks: Sequence[OutputSpec], shown: Sequence[Shown]) -> str:
-    """Legends, then one block per frame, as HTML; one depth scale for all frames of a task."""
+def gallery(tasks: Sequence[OutputSpec], shown: Sequence[Shown], engine: str = "INT8") -> str:
+    """Legends, then one block per frame, as HTML; one depth scale for all frames of a task; `engine`: its precision."""
     limits = {}
     for spec in tasks:
         if spec.kind == "depth":
             maps: list[Any] = [
-                m for s in shown for m in (s.int8_out[spec.name], s.label.get(spec.name)) if m is not None
+                m for s in shown for m in (s.engine_out[spec.name], s.label.get(spec.name)) if m is not None
             ]
             limits[spec.name] = depth_range(*maps)
     head = "".join(f"<div>{html.escape(name)}</div>" for name in ("image", *(spec.name for spec in tasks)))
-    blocks = [_one(item, index, tasks, limits) for index, item in enumerate(shown)]
+    blocks = [_one(item, index, tasks, limits, engine) for index, item in enumerate(shown)]
     titles = f'<div class="frame heads" style="--n:{len(tasks) + 1}">{head}</div>'
     return _legends(tasks, shown, limits) + titles + "".join(blocks)

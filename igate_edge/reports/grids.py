@@ -24,6 +24,16 @@ METRICS = {
 }
 
 
+def caption(metric: str, value: str) -> str:
+    """A metric with its value, as people say it.
+
+    >>> caption("rmse", "0.25"), caption("mean_angle", "7"), caption("miou", "0.5")
+    ('RMSE 0.25 m', 'mean angle 7°', 'mIoU 0.5')
+    """
+    name, _, unit = METRICS[metric].partition(", ")
+    return f"{name} {value}{' ' * (unit.isalpha())}{unit}"
+
+
 def stage_grid(stages: Sequence[tuple[str, int, Sequence[float]]], names: Sequence[str], title: str) -> Grid:
     """Share of channels that each task owns, by stage and over all; `stages`: what `sharing.stage_fractions` gives."""
     rows = [(stage, f"{channels:,}", *(percent(share) for share in own)) for stage, channels, own in stages]
@@ -43,11 +53,17 @@ def cost_grid(cost: dict[str, dict[str, int]], tasks: int) -> Grid:
     }
     base = cost["plain"]["macs"] or 1
     rows = [
-        (title, count(cost[key]["macs"]), times(cost[key]["macs"] / base), count(cost[key]["params"]))
+        (
+            title,
+            count(cost[key]["macs"]),
+            times(cost[key]["macs"] / base),
+            count(cost[key].get("encoder_macs")),
+            count(cost[key]["params"]),
+        )
         for key, title in titles.items()
         if key in cost
     ]
-    return Grid(COST_TITLE, ("net", "MACs", "to plain", "parameters"), rows, strong=frozenset({0}))
+    return Grid(COST_TITLE, ("net", "MACs", "to plain", "encoder MACs", "parameters"), rows, strong=frozenset({0}))
 
 
 def golden_grid(results: list[dict[str, Any]]) -> Grid:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..contract import OutputSpec
 from ..errors import InputError
+from ..frames import pillow
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
@@ -176,10 +177,8 @@ def answer_lines(spec: OutputSpec, values: np.ndarray, most: int = 5) -> list[tu
 
 def png(picture: np.ndarray) -> bytes:
     """uint8 [H,W,3] or [H,W] as a PNG file's bytes."""
-    from PIL import Image
-
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", optimize=picture.size < 1 << 20)
+    pillow().Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", optimize=picture.size < 1 << 20)
     return buffer.getvalue()
 
 
@@ -206,9 +205,7 @@ def legend_of(spec: OutputSpec, *maps: np.ndarray) -> tuple[tuple[str, tuple[int
 
 
 def _font(size: int) -> FreeTypeFont | ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
+    return pillow().ImageFont.load_default(size)
 
 
 def ticks(limits: tuple[float, float], count: int = 4) -> list[float]:
@@ -253,8 +250,7 @@ def side_by_side(panels: Sequence[Panel], height: int = 240) -> np.ndarray:
 
     Titles stand above, class legends and depth scales below.
     """
-    from PIL import Image, ImageDraw
-
+    modules = pillow()
     tallest = max(p.picture.shape[0] for p in panels)
     thin, factor = max(1, round(tallest / (2 * height))), max(1, round(height / tallest))
     shown = [enlarge(p.picture[::thin, ::thin], factor) for p in panels]
@@ -262,16 +258,16 @@ def side_by_side(panels: Sequence[Panel], height: int = 240) -> np.ndarray:
     rows = [_legend_rows(p.legend, w) if p.legend else [] for p, w in zip(panels, widths, strict=True)]
     below = max(16 * max(len(r) for r in rows), 34 if any(p.limits for p in panels) else 0)
     gap, title = 12, 24
-    sheet = Image.new(
+    sheet = modules.Image.new(
         "RGB",
         (sum(widths) + gap * (len(panels) + 1), title + max(s.shape[0] for s in shown) + below + gap + 6),
         "white",
     )
-    draw = ImageDraw.Draw(sheet)
+    draw = modules.ImageDraw.Draw(sheet)
     left = gap
     for panel, picture, width, lines in zip(panels, shown, widths, rows, strict=True):
         draw.text((left, title - 6), panel.title, fill=INK, font=_font(13), anchor="ls")
-        sheet.paste(Image.fromarray(picture), (left, title))
+        sheet.paste(modules.Image.fromarray(picture), (left, title))
         top = title + picture.shape[0] + 8
         if panel.limits:
             _draw_scale(draw, left, top + 4, picture.shape[1], panel.limits)
@@ -286,11 +282,10 @@ def side_by_side(panels: Sequence[Panel], height: int = 240) -> np.ndarray:
 
 def answer_picture(spec: OutputSpec, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A vector output drawn as named bars, uint8 [H,W,3] of `size` (H, W)."""
-    from PIL import Image, ImageDraw
-
+    modules = pillow()
     height, width = max(size[0], 80), max(size[1], 120)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
+    sheet = modules.Image.new("RGB", (width, height), "white")
+    draw = modules.ImageDraw.Draw(sheet)
     for number, (name, probability) in enumerate(answer_lines(spec, values, most=max(1, height // 22))):
         top = 22 * number + 2
         draw.rectangle([0, top + 13, int(probability * (width - 1)), top + 17], fill=class_colour(1))

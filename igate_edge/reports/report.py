@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import OutputSpec
+from ..errors import InputError
 from ..files import os_errors, write_atomic
 from .gallery import Shown, gallery
 from .grids import (
@@ -69,8 +70,12 @@ def make_report(
     from ..bench import bench
     from ..builder import build
     from ..bundle import Bundle
+    from ..frames import pillow
     from ..verify import verify
 
+    pillow()
+    if out.resolve() == bundle_path.resolve():
+        raise InputError("the report would overwrite the bundle", str(out), "pass another --out")
     bundle = Bundle.read(bundle_path)
     say(f"building {bundle_path.name}")
     built = build(bundle_path, cache_dir=cache)
@@ -87,7 +92,7 @@ def make_report(
         built,
         checked,
         timed,
-        golden_shown(bundle_path, bundle, cache),
+        golden_shown(bundle_path, bundle, built.precision, cache),
     )
     return write_report(evidence, out)
 
@@ -101,15 +106,15 @@ def write_report(evidence: Evidence, out: Path) -> Written:
     return Written(out, first)
 
 
-def golden_shown(path: Path, bundle: Bundle, cache: Path | None = None) -> list[Shown]:
-    """Golden frames with labels, packaged float outputs, and what an INT8 engine of this machine answers."""
+def golden_shown(path: Path, bundle: Bundle, precision: str, cache: Path | None = None) -> list[Shown]:
+    """Golden frames with labels, packaged float outputs, and what this machine's engine of `precision` answers."""
     from ..runtime.engine import Engine
     from ..runtime.postprocess import decode
 
     frames = bundle.golden["frame"]
     size = bundle.preprocess.height, bundle.preprocess.width
     result = []
-    with Engine.open(path, precision="int8", cache_dir=cache) as engine:
+    with Engine.open(path, precision=precision, cache_dir=cache) as engine:
         for index, frame in enumerate(frames):
             label: dict[str, np.ndarray | None] = {}
             for spec in bundle.tasks:
@@ -144,11 +149,15 @@ def headline(evidence: Evidence) -> str:
     return f"One pass answers {names} in {number(row.ms)} ms ({precision}){': ' if parts else ''}{', '.join(parts)}"
 
 
+def _word(precision: str) -> str:
+    return "INT8" if precision == "int8" else precision
+
+
 def _timed(bench: BenchReport, precision: str) -> tuple[str, BenchRow, dict[str, Any]]:
     """The engine that this machine runs: precision, row, and the ratio to separate nets (measured in INT8 only)."""
     if precision == "int8":
-        return "INT8", bench.row("ours"), bench.separate_over_ours
-    return precision, bench.row("ours-float"), {"ratio": float("nan"), "meaningful": False}
+        return _word(precision), bench.row("ours"), bench.separate_over_ours
+    return _word(precision), bench.row("ours-float"), {"ratio": float("nan"), "meaningful": False}
 
 
 def render(evidence: Evidence) -> tuple[str, str]:
@@ -161,7 +170,7 @@ def render(evidence: Evidence) -> tuple[str, str]:
     machine = build.device.get("cpu", "an unknown CPU")
     kicker = f"igate_edge report: {evidence.name}, {size_of(evidence.size)}, input {size}, engine of {machine}"
     sections = [
-        ("Predictions on the golden frames", gallery(bundle.tasks, evidence.shown)),
+        ("Predictions on the golden frames", gallery(bundle.tasks, evidence.shown, _word(build.precision))),
         ("Cost", _cost(evidence)),
         ("Accuracy", _accuracy(evidence)),
         ("What is shared", _sharing(found, names)),
@@ -209,7 +218,7 @@ def golden_accuracy(evidence: Evidence) -> Grid | None:
 
     rows = []
     for spec in evidence.bundle.tasks:
-        pairs = [(s.float_out[spec.name], s.int8_out[spec.name], s.label.get(spec.name)) for s in evidence.shown]
+        pairs = [(s.float_out[spec.name], s.engine_out[spec.name], s.label.get(spec.name)) for s in evidence.shown]
         row = [spec.name, METRICS[spec.metric]]
         for which in (0, 1):
             metric = make_metric(spec)
@@ -221,7 +230,8 @@ def golden_accuracy(evidence: Evidence) -> Grid | None:
     if all(row[2] == "-" for row in rows):
         return None
     note = f"only the {len(evidence.shown)} golden frames: a sign of life, not an evaluation"
-    return Grid("", ("task", "metric", "float", "INT8"), rows, 2, note=note)
+    columns = ("task", "metric", "float, as packaged", f"engine, {_word(evidence.build.precision)}")
+    return Grid("", columns, rows, 2, note=note)
 
 
 def _accuracy(evidence: Evidence) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from ..bundle import canonical_json
 from ..errors import UnavailableError
 from ..files import write_atomic
 
+#: How many engines a cache folder keeps: those used last.
+KEEP = 32
 _MAGIC = b"igate-engine-1\n"
 _HEAD = struct.Struct("<32sQ")
 
@@ -44,15 +47,19 @@ def cache_key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
-def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
-    """What this machine is, as far as an engine built on it cares: architecture, processor, instruction sets, cores."""
+def cpu_fields(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """Lower-case names and values of the first processor that Linux lists; empty where there is no such file."""
     fields: dict[str, str] = {}
-    try:
+    with contextlib.suppress(OSError):
         for line in cpuinfo.read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip().lower(), value.strip())
-    except OSError:
-        fields = {}
+    return fields
+
+
+def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """What this machine is, as far as an engine built on it cares: architecture, processor, instruction sets, cores."""
+    fields = cpu_fields(cpuinfo)
     flags = " ".join(sorted((fields.get("flags") or fields.get("features") or "").split()))
     model = fields.get("model name") or f"{fields.get('cpu implementer', '')} {fields.get('cpu part', '')}".strip()
     return {
@@ -86,6 +93,8 @@ def load(folder: Path, key: str) -> tuple[Entry | None, str]:
         meta = None
     if not isinstance(meta, dict) or meta.get("key") != key:
         return None, f"cached engine {path.name} was built for something else"
+    with contextlib.suppress(OSError):
+        os.utime(path)  # its time is when it was last used
     return Entry(bytes(body[length:]), meta), ""
 
 
@@ -97,9 +106,21 @@ def store(folder: Path, key: str, payload: bytes, meta: dict[str, Any]) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(_path(folder, key), _MAGIC + digest + length + head + payload)
+        _forget_old(folder)
     except (OSError, UnavailableError) as error:
         return f"the engine was not cached, so every start builds it again: {error}"
     return ""
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete all but the KEEP engines used last; another process may do the same, so what is gone is fine."""
+    times = {}
+    for path in folder.glob("*.engine"):
+        with contextlib.suppress(OSError):
+            times[path] = path.stat().st_mtime_ns
+    for path in sorted(times, key=lambda item: times[item], reverse=True)[KEEP:]:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _path(folder: Path, key: str) -> Path:

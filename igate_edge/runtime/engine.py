@@ -11,7 +11,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..contract import OutputSpec, Preprocess
-from ..errors import InputError
+from ..errors import CheckFailed, InputError
 from .postprocess import decode
 from .preprocess import check_frame, to_input
 
@@ -41,16 +41,18 @@ class Engine:
         threads: int = 1,
         precision: str = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
+        calibration: Sequence[np.ndarray] | None = None,
         tasks: Sequence[str] | None = None,
     ) -> Engine:
         """Read the bundle at `path`, build its engine or load it from the cache, and run the golden check.
 
-        tasks: names to answer (None = all); what only other tasks need is not computed. Raises BundleError, InputError,
-        or CheckFailed when the engine does not compute what was packaged.
+        calibration: uint8 RGB frames that replace the bundle's INT8 ranges; with the frames that `build` was given, its
+        engine is found. tasks: names to answer (None = all); what only other tasks need is not computed. Raises
+        BundleError, InputError, DataError, or CheckFailed when the engine does not compute what was packaged.
         """
         from ..builder import Options, open_engine
 
-        options = Options(backend, threads, precision, cache_dir, tasks=tasks)
+        options = Options(backend, threads, precision, cache_dir, calibration, tasks)
         return cls(*open_engine(path, options))
 
     def __call__(self, frame: np.ndarray) -> dict[str, np.ndarray]:
@@ -60,14 +62,22 @@ class Engine:
         return {spec.name: decode(spec, raw[spec.name], size) for spec in self.tasks}
 
     def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Preprocessed image float32 [1,3,height,width] -> raw outputs per task, float32 (see contract.OutputSpec)."""
+        """Preprocessed image float32 [1,3,height,width] -> raw outputs per task, float32 (see contract.OutputSpec).
+
+        Raises InputError for another image, CheckFailed when a task's output is missing or holds NaN or infinity.
+        """
         session, want = self._session, (1, 3, self.preprocess.height, self.preprocess.width)
         if session is None:
             raise InputError("the engine is closed", "a frame came after close()", "call it inside the with block")
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.shape != want:
             got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
             raise InputError(f"infer takes float32 {list(want)}", f"got {got}", "call engine(frame) with a uint8 frame")
-        return {name: np.array(array, np.float32) for name, array in session.run(image).items()}
+        outputs = {name: np.array(array, np.float32) for name, array in session.run(image).items()}
+        bad = [spec.name for spec in self.tasks if not np.isfinite(outputs.get(spec.name, np.nan)).all()]
+        if bad:
+            fix = "run `igate verify`; if it passes, look at what this frame has in it"
+            raise CheckFailed("the engine gave no usable answer", f"missing or not finite: {', '.join(bad)}", fix)
+        return outputs
 
     def close(self) -> None:
         """Release the session; calls that are still running finish. Closing twice is fine."""

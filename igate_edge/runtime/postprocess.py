@@ -10,6 +10,7 @@ from .preprocess import resize
 
 #: exp of this is about 10**6 metres: larger logarithms are noise and would overflow to inf.
 MAX_LOG_DEPTH = 13.8
+MAX_PICTURE = 65536
 
 
 def decode(spec: OutputSpec, raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -24,6 +25,10 @@ def decode(spec: OutputSpec, raw: np.ndarray, size: tuple[int, int]) -> np.ndarr
     [[1.0, 1.0]]
     """
     dims = 3 if spec.dense else 1
+    if not isinstance(raw, np.ndarray) or raw.dtype.kind not in "biuf" or not raw.size:
+        got = f"{raw.dtype} {list(raw.shape)}" if isinstance(raw, np.ndarray) else type(raw).__name__
+        fix = "pass the engine's own output"
+        raise InputError(f"task {spec.name!r} got a raw output it cannot decode", f"got {got}", fix)
     if raw.ndim == dims + 1 and raw.shape[0] == 1:
         raw = raw[0]
     if raw.ndim != dims or raw.shape[0] != spec.channels:
@@ -36,7 +41,7 @@ def decode(spec: OutputSpec, raw: np.ndarray, size: tuple[int, int]) -> np.ndarr
         return _softmax(raw)
     if spec.kind == "multilabel":
         return _sigmoid(raw)
-    image = resize(raw, size)
+    image = resize(raw, _checked_size(size))
     if spec.kind == "semseg":
         return _classes(spec, image)
     if spec.kind == "depth":
@@ -44,6 +49,13 @@ def decode(spec: OutputSpec, raw: np.ndarray, size: tuple[int, int]) -> np.ndarr
     if spec.kind == "normals":
         return _unit(image)
     return _sigmoid(image[0])
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    good = isinstance(size, tuple | list) and len(size) == 2
+    if not good or not all(isinstance(side, int | np.integer) and 0 < side <= MAX_PICTURE for side in size):
+        raise InputError("not a picture's size", f"{size!r:.60}", f"pass (height, width), 1 to {MAX_PICTURE} pixels")
+    return int(size[0]), int(size[1])
 
 
 def _classes(spec: OutputSpec, logits: np.ndarray) -> np.ndarray:

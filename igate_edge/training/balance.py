@@ -27,8 +27,8 @@ class Balance(nn.Module):
         super().__init__()
         if not weights or min(weights.values()) < 0:
             raise InputError("loss weights must be 0 or more", f"{dict(weights)}", "give one weight a task")
-        self.names = list(weights)
-        self.register_buffer("base", torch.tensor([float(w) for w in weights.values()]))
+        self.names = sorted(weights)  # whatever order a file gave them in: a checkpoint goes by position
+        self.register_buffer("base", torch.tensor([float(weights[name]) for name in self.names]))
 
     def observe(self, losses: Mapping[str, Tensor], net: nn.Module, step: int) -> None:
         """Learn from this step's losses before they are added up; nothing to learn here."""

@@ -25,7 +25,7 @@ class CheckpointError(InputError):
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able `meta` to one file, atomically; on UnavailableError the old file stays."""
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(meta, sort_keys=True)
+    text = json.dumps(meta)
     head = {"meta": text, "sha256": _digest(flat, text)}
     write_atomic(path, save(flat, metadata=head))
 

@@ -12,17 +12,20 @@ from torch import nn
 
 from ..contract import OutputSpec, Preprocess
 from ..errors import InputError
+from .layout import KIND_OF
 from .step import Optim
 from .tasks import Task, from_spec
 
-#: Modality of a data folder -> kind of task.
-KIND_OF = {
-    "semseg": "semseg",
-    "depth": "depth",
-    "normals": "normals",
-    "edges": "edges",
-    "label": "classification",
-    "labels": "multilabel",
+#: Gates of each recipe: kind of budget, its weight, the logits' optimiser and rate. SGD needs a high rate: the push on
+#: one logit is weight * sigmoid' / (tasks * sites * granules), about 1e-4 (method.md section 2).
+GATES: dict[str, tuple[str, float, str, float]] = {
+    "forked": ("hard", 1.0, "adam", 0.02),
+    "paper": ("hinge", 1.0, "sgd", 50.0),
+}
+#: Backbones that take a width: what it counts, least, most. The others have one size.
+WIDTHS: dict[str, tuple[str, float, float]] = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "pyramid_net"), ("channels of the first stage", 1, 1024)),
+    "mobilenet_v2": ("a multiplier of all channels", 0.05, 4),
 }
 
 
@@ -30,17 +33,22 @@ KIND_OF = {
 class TrainConfig:
     """A training run. The same config and data give the same network, on the same machine and threads.
 
-    `tasks`: modalities to learn, () = all that the data has. `size`: (height, width) in pixels. `budget`: share of
-    channels each task may own (hard, 0..1), one number or one a task. `granule`: channels that share one gate; 0 = an
-    eighth of the layer's width, at least 4. `tie`: "stage" or "none". `balance`: "fixed", "gradnorm", "uncertainty" or
-    "measure" (short runs decide); `weights`: the tasks' own loss weights. `recipe`: "forked" or "paper" (single-task
-    nets, soft hinge, SGD on gates). Steps are optimiser steps of each stage; `fork_steps` are per task.
+    None means the backbone's or the recipe's own value, and is left out of the JSON.
+    `tasks`: modalities to learn, () = all that the data has. `width`: channels of the first stage (ResNet, pyramid) or
+    a multiplier (MobileNet). `size`: (height, width) in pixels. `budget`: share of channels each task may own (0..1),
+    one number or one a task; `budget_kind`: "hard" (open gates, fixed to 2 points), "hinge" (sigmoids, the paper's) or
+    "l1" (no target: `sparsity_weight`, the paper's lambda_s, decides); `gate_lr`: rate of the gates' optimiser.
+    `granule`: channels that share one gate; 0 = an eighth of the layer's width, at least 4. `tie`: "stage" or "none".
+    `balance`: "fixed", "gradnorm", "uncertainty" or "measure" (short runs decide); `weights`: the tasks' own loss
+    weights; `class_weights`: rare classes of semseg weigh more (1 / sqrt of their frequency). `recipe`: "forked" or
+    "paper" (single-task nets, soft hinge, SGD on gates). Steps are optimiser steps of each stage; `fork_steps` are per
+    task; `single_steps`: of single-task nets to compare with, None = not trained.
     `label_stride` 2 trains on every second label pixel of each axis, from a corner that changes each step.
     """
 
     tasks: tuple[str, ...] = ()
     backbone: str = "resnet18"
-    width: float = 32
+    width: float | None = None
     size: tuple[int, int] = (96, 128)
     batch: int = 16
     lr: float = 2e-3
@@ -64,22 +72,32 @@ class TrainConfig:
     log_every: int = 20
     checkpoint_every: int = 200
     label_stride: int = 1
+    budget_kind: str | None = None
+    sparsity_weight: float | None = None
+    gate_lr: float | None = None
+    single_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and not (name == "budget_kind" and self.budget_kind is None):
                 raise InputError(f"unknown {name} {getattr(self, name)!r}", f"known: {', '.join(known)}", "use one")
         budgets = self.budget.values() if isinstance(self.budget, Mapping) else [self.budget]
         if any(not 0 <= value <= 1 for value in budgets):
             raise InputError("a budget is a share of channels", f"{self.budget}", "choose 0 to 1")
-        if min(self.size) < 32 or self.batch < 1:
+        if len(self.size) != 2 or min(self.size) < 32 or self.batch < 1:
             raise InputError(
                 "size or batch is too small", f"{self.size}, {self.batch}", "use 32 pixels, 1 frame or more"
             )
+        rates = {name: getattr(self, name) for name in ("sparsity_weight", "gate_lr", "single_steps", "lr")}
+        wrong = [f"{name} {value}" for name, value in rates.items() if value is not None and not value > 0]
+        if wrong or self.granule < 0:
+            raise InputError("a setting must be positive", ", ".join(wrong) or f"granule {self.granule}", "change it")
+        if self.width is not None:
+            _check_width(self.backbone, self.width)
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, ready for json.dumps; `from_json` is the way back."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if value is not None}))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
@@ -88,23 +106,54 @@ class TrainConfig:
         wrong = sorted(set(data) - known)
         if wrong:
             raise InputError(f"unknown setting {', '.join(wrong)}", f"known: {', '.join(sorted(known))}", "remove it")
+        for f in fields(cls):
+            kinds = _TYPES[str(f.type)]
+            if f.name in data and (
+                not isinstance(data[f.name], kinds) or isinstance(data[f.name], bool) != (kinds is bool)
+            ):
+                raise InputError(f"setting {f.name} has a wrong type", repr(data[f.name]), f"it is {f.type}")
         lists = {key: tuple(data[key]) for key in ("tasks", "size") if key in data}
         return cls(**{**data, **lists})
 
+    @property
+    def kind(self) -> str:
+        """Kind of budget: "hard", "hinge" or "l1"."""
+        return self.budget_kind or GATES[self.recipe][0]
+
+    @property
+    def strength(self) -> float:
+        """Weight of the budget against the task losses, the paper's lambda_s."""
+        return GATES[self.recipe][1] if self.sparsity_weight is None else self.sparsity_weight
+
     def optim(self, lr: float) -> Optim:
         """Rates of one stage, whose weights learn at `lr`."""
-        gates = Optim(lr, self.weight_decay)
-        return gates if self.recipe == "forked" else Optim(lr, self.weight_decay, gate_lr=0.1, gate_optimizer="sgd")
+        _, _, optimizer, own = GATES[self.recipe]
+        gate_lr = own if self.gate_lr is None else self.gate_lr
+        return Optim(lr, self.weight_decay, gate_lr=gate_lr, gate_optimizer=optimizer)
 
     def preprocess(self) -> Preprocess:
         """Fixed mean and spread: about those of indoor frames."""
         return Preprocess(*self.size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "float": (int, float),
+    "tuple[str, ...]": (list, tuple),
+    "tuple[int, int]": (list, tuple),
+    "dict[str, float]": dict,
+    "float | dict[str, float]": (int, float, dict),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (int, float, type(None)),
+}
 _CHOICES = {
     "recipe": ("forked", "paper"),
     "tie": ("stage", "none"),
     "balance": ("fixed", "gradnorm", "uncertainty", "measure"),
+    "budget_kind": ("hard", "hinge", "l1"),
     "backbone": (
         "resnet18",
         "resnet34",
@@ -117,14 +166,30 @@ _CHOICES = {
 }
 
 
+def _check_width(backbone: str, width: float) -> None:
+    if backbone not in WIDTHS:
+        raise InputError(f"{backbone} takes no width", f"width {width}", f"drop it, or use one of {', '.join(WIDTHS)}")
+    what, least, most = WIDTHS[backbone]
+    if not least <= width <= most or (least == 1 and width != int(width)):
+        number = "a whole number" if least == 1 else "a number"
+        raise InputError(f"the width of {backbone} is {what}", f"got {width}", f"give {number}, {least} to {most}")
+
+
 def digest(*parts: Any) -> str:
     """A short name for JSON-able values: equal values, equal names."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def make_tasks(config: TrainConfig, available: Mapping[str, tuple[str, ...]]) -> list[Task]:
-    """The tasks of a config over data that has these modalities (name -> class names). Raises InputError."""
+def make_tasks(
+    config: TrainConfig,
+    available: Mapping[str, tuple[str, ...]],
+    class_weights: Mapping[str, tuple[float, ...]] | None = None,
+) -> list[Task]:
+    """The tasks of a config over data that has these modalities (name -> class names). Raises InputError.
+
+    `class_weights`: of the training labels, by name; taken where the config wants them.
+    """
     names = config.tasks or tuple(name for name in available if name in KIND_OF)
     missing = [name for name in names if name not in available or name not in KIND_OF]
     if missing or not names:
@@ -133,25 +198,29 @@ def make_tasks(config: TrainConfig, available: Mapping[str, tuple[str, ...]]) ->
             f"it has {', '.join(available)}",
             "choose among these",
         )
+    unknown = sorted(set(config.weights) - set(names))
+    if unknown:
+        raise InputError(
+            f"a weight for no task: {', '.join(unknown)}", f"tasks: {', '.join(names)}", "correct the name"
+        )
     tasks = []
     for name in names:
         classes = tuple(available[name])
         channels = {"depth": 1, "normals": 3, "edges": 1}.get(name, len(classes))
         spec = OutputSpec(name, KIND_OF[name], channels, classes, target=name)
-        width = {"head_width": config.head_width} if spec.dense else {}
-        tasks.append(from_spec(spec, weight=config.weights.get(name, 1.0), **width))
+        options: dict[str, Any] = {"head_width": config.head_width} if spec.dense else {}
+        if config.class_weights and class_weights and name in class_weights:
+            options["class_weights"] = class_weights[name]
+        tasks.append(from_spec(spec, weight=config.weights.get(name, 1.0), **options))
     return tasks
 
 
 def make_backbone(config: TrainConfig) -> nn.Module:
-    """A fresh backbone; only the ResNet layouts and MobileNetV2 take a width. Raises InputError."""
+    """A fresh backbone of the config's width, or of its own default."""
     from .. import backbones
 
+    options: dict[str, Any] = {"size": config.size} if config.backbone == "efficientnet_lite0" else {}
+    if config.width is not None:
+        options["width"] = config.width if config.backbone == "mobilenet_v2" else int(config.width)
     make: Any = backbones.BACKBONES[config.backbone]
-    if config.backbone.startswith("resnet"):
-        return make(width=int(config.width))
-    options: dict[str, dict[str, Any]] = {
-        "mobilenet_v2": {"width": config.width},
-        "efficientnet_lite0": {"size": config.size},
-    }
-    return make(**options.get(config.backbone, {}))
+    return make(**options)

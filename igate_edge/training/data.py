@@ -128,24 +128,6 @@ class FrameDataset(Dataset[dict[str, Tensor]]):
         return ((out - mean) / std).contiguous()
 
 
-def batches(
-    arrays: Mapping[str, np.ndarray],
-    batch_size: int,
-    *,
-    preprocess: Preprocess | None = None,
-    seed: int = 0,
-    augment: bool = False,
-    start: int = 0,
-    steps: int | None = None,
-) -> Iterator[dict[str, Tensor]]:
-    """Training batches number `start`, `start` + 1, ...: `steps` of them, or without end; restarts are exact."""
-    data = FrameDataset(arrays, preprocess=preprocess, seed=seed, augment=augment)
-    step = start
-    while steps is None or step < start + steps:
-        yield data.batch_at(step, batch_size)
-        step += 1
-
-
 def _checked(arrays: Mapping[str, np.ndarray], tasks: tuple[str, ...] | None) -> dict[str, np.ndarray]:
     missing = [name for name in ("image", *(tasks or ())) if name not in arrays]
     if missing:

@@ -69,6 +69,24 @@ class DataInfo:
         return self.splits[split]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Frames that no network was trained on: `first` to `last` (not included) of a split, and how to call them."""
+
+    split: str
+    first: int
+    last: int
+    title: str
+
+
+def held_out(info: DataInfo) -> HeldOut:
+    """The split `val`; without one, the last tenth of `train`, at least one frame. Training and export ask here."""
+    if info.splits.get("val"):
+        return HeldOut("val", 0, info.splits["val"], "val")
+    count = info.frames_in("train")
+    return HeldOut("train", count - max(1, count // 10), count, "last tenth of train")
+
+
 def write_info(info: DataInfo) -> None:
     """Write `data.json` into `info.path`, which must exist; raises UnavailableError when it cannot."""
     write_atomic(info.path / INFO, json.dumps(info.as_json(), indent=1, sort_keys=True) + "\n")

@@ -22,10 +22,11 @@ from .checkpoint import load_tensors
 from .config import TrainConfig, make_tasks
 from .loop import Progress
 from .source import Source, open_source
-from .stages import Context, Done, build_gated, build_plain, final, freeze, plain, search
+from .stages import Context, Done, build_gated, build_plain, final, freeze, meet_budget, plain, search
 from .tasks import Task
 
 CANDIDATES = ("fixed", "gradnorm", "uncertainty")
+SOURCE = "source.json"
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,56 @@ def train(
     """Train a gated net on a data folder. Everything goes to `out_dir`: one .safetensors and .json a stage, log.jsonl,
     config.json, result.json. With `resume`, finished stages of the same config are kept and the running one goes on.
 
-    Raises DataError and InputError for data or settings, UnavailableError for the disk, CheckFailed when it diverges.
+    A folder that holds a run of other settings or frames is refused, whatever `resume` says. Raises DataError and
+    InputError for data or settings, BudgetError for a budget that whole gates cannot meet, UnavailableError for the
+    disk, CheckFailed when training diverges.
     """
     config, folder = config or TrainConfig(), Path(out_dir)
     source = data if isinstance(data, Source) else open_source(data, config)
-    with os_errors(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
-    tasks = make_tasks(config, source.available)
+    tasks = make_tasks(config, source.available, source.class_weights)
     ctx = Context(config, tasks, source, folder, resume, progress)
-    write_atomic(folder / "config.json", json.dumps(config.as_json(), indent=1) + "\n")
+    if config.kind == "hard":
+        meet_budget(build_gated(ctx), config)  # before any training, on gates that are all alike
+    claim(folder, config, source, None if isinstance(data, Source) else Path(data))
     base, last = (forked if config.recipe == "forked" else paper)(ctx)
+    if config.single_steps:
+        for task in tasks:
+            single(ctx, task, config.single_steps)
     done = Trained(folder, config, tuple(task.spec for task in tasks), base, last)
     write_atomic(folder / "result.json", json.dumps(summary(done), indent=1) + "\n")
     return done
+
+
+def claim(folder: Path, config: TrainConfig, source: Source, data: Path | None) -> None:
+    """Write which settings and frames a folder's run has. Raises InputError when it has others: nothing is replaced."""
+    stored = stored_run(folder)
+    if stored is not None and TrainConfig.from_json(stored["config"]) != config:
+        then, now = stored["config"], config.as_json()
+        names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+        evidence = ", ".join(f"{name} was {then.get(name)}, now {now.get(name)}" for name in names)
+        raise InputError(f"{folder} holds a run of other settings", evidence, "choose another folder")
+    known = None if stored is None else stored["fingerprint"]
+    if known not in (None, source.fingerprint):
+        evidence = f"it was trained on {stored['data'] or 'others'}" if stored else ""
+        raise InputError(f"{folder} holds a run on other frames", evidence, "choose another folder, or its own data")
+    with os_errors(folder, "create"):
+        folder.mkdir(parents=True, exist_ok=True)
+    where = str(data.resolve()) if data is not None else stored and stored["data"]
+    about = {"data": where, "fingerprint": source.fingerprint}
+    write_atomic(folder / SOURCE, json.dumps(about) + "\n")
+    write_atomic(folder / "config.json", json.dumps(config.as_json(), indent=1) + "\n")
+
+
+def stored_run(folder: Path) -> dict[str, Any] | None:
+    """`config`, `data` (path or None) and `fingerprint` of the run in a folder; None without one. Raises InputError."""
+    if not (folder / "config.json").exists():
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        about = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {}
+        return {"config": dict(config), "data": about.get("data"), "fingerprint": about.get("fingerprint")}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError("the run's settings cannot be read", f"{folder}: {error}", "choose another folder") from error
 
 
 def forked(ctx: Context) -> tuple[Done, Done]:
@@ -87,7 +125,7 @@ def paper(ctx: Context) -> tuple[Done, Done]:
     """
     config = ctx.config
     base = plain(ctx, "plain", first_balance(ctx), steps=config.plain_steps, lr=config.lr)
-    singles = {t.name: single(ctx, t, config.plain_steps) for t in ctx.tasks}
+    singles = {t.name: single(ctx, t, config.single_steps or config.plain_steps) for t in ctx.tasks}
     steps = config.search_steps + config.final_steps
     searched = search(ctx, base, singles, Balance(base.result["weights"]), name="search", steps=steps)
     frozen = freeze(ctx, searched)

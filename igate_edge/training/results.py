@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from ..contract import OutputSpec
 from ..errors import CheckFailed, IgateError
 from ..files import write_atomic
 from ..metrics import delta_mtl
 from .config import TrainConfig
+from .results_runs import write_runs
 from .rivals import Shares, Table
 
 TASKS = ("semseg", "depth", "normals")
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
+        args.data = args.data or _generate(args)
         tables = [_table(args, seed) for seed in args.seeds]
         if args.list:
             for unit, needs in tables[0].units().items():
@@ -41,11 +44,14 @@ def main(argv: list[str] | None = None) -> int:
         elif args.measure:
             from .results_measure import measure
 
-            measure(Path(args.table), tables, _paths)
+            measure(Path(args.table), tables, _paths, args.rounds)
         else:
             if args.jobs:
-                _run_all(tables, args, sys.argv[1:] if argv is None else argv)
+                given = sys.argv[1:] if argv is None else argv
+                _run_all(tables, args, [*given, "--data", str(args.data)])
             rows = [row for table in tables for row in collect(table)]
+            for table in tables:
+                write_runs(table, rows)
             write_atomic(args.table, json.dumps(_about(tables, rows), indent=1) + "\n")
             print(render(rows))
     except IgateError as error:
@@ -56,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m igate_edge.training.results", description=__doc__)
-    parser.add_argument("--data", required=True, help="data folder with semseg, depth and normals")
+    parser.add_argument("--data", help="data folder with semseg, depth and normals; default: generated tabletop frames")
     parser.add_argument("--out", required=True, type=Path, help="folder for networks and logs")
     parser.add_argument("--table", default="examples/results.json", help="the table, as JSON")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the plain net: sets everybody's compute")
@@ -75,9 +81,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", help="run this unit alone (first seed)")
     parser.add_argument("--list", action="store_true", help="list the units")
     parser.add_argument("--jobs", type=int, default=2, help="processes; 0 = only write the table")
+    parser.add_argument("--rounds", type=int, default=200, help="timing rounds of --measure")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--measure", action="store_true", help="export every net, time it and evaluate it in INT8")
     return parser
+
+
+def _generate(args: argparse.Namespace) -> Path:
+    """The example's frames, rendered on first use."""
+    from .tabletop import generate
+
+    height, width = (int(part) for part in args.size.split("x"))
+    folder = Path("data") / f"tabletop-{width}x{height}-4000"
+    generate(folder, train=4000, val=300, size=(height, width), workers=max(args.jobs, 1))
+    return folder
 
 
 def _table(args: argparse.Namespace, seed: int) -> Table:
@@ -95,7 +112,7 @@ def _table(args: argparse.Namespace, seed: int) -> Table:
     )
     weights = None if args.weights is None else dict(zip(TASKS, args.weights, strict=True))
     folder = args.out / f"seed-{seed}"
-    table = Table(args.data, folder, config, args.steps, Shares(*args.shares), tuple(args.fractions), weights)
+    table = Table(str(args.data), folder, config, args.steps, Shares(*args.shares), tuple(args.fractions), weights)
     return replace(table, progress=_line) if args.only else table
 
 
@@ -139,24 +156,29 @@ def _paths(table: Table) -> dict[str, list[Path]]:
     """Row name -> the files of its networks: one, or one a task."""
     names = [unit for unit in table.units() if unit.partition("-")[0] in ("plain", "widened", "ours", "random")]
     found = {name: [table.folder / name / "final.safetensors"] for name in names if table.done(name)}
-    singles = [f"single-{task}" for task in TASKS]
-    if all(table.done(name) for name in singles):
-        found = {"single": [table.folder / name / "final.safetensors" for name in singles]} | found
+    for row, unit in (("single-third", "third"), ("single", "single")):
+        units = [f"{unit}-{task}" for task in TASKS]
+        if all(table.done(name) for name in units):
+            found = {row: [table.folder / name / "final.safetensors" for name in units]} | found
     return found
 
 
 def collect(table: Table) -> list[dict[str, Any]]:
-    """Rows of one seed: those units that are done."""
+    """Rows of one seed: those units that are done.
+
+    `delta_mtl` is against single-task nets that had the whole compute each, `delta_mtl_equal_compute` against those
+    that had a third of it each.
+    """
     from ..compiler import cost, graph, prune
     from .results_measure import onnx_of
 
     specs = [task.spec for task in table.tasks]
     rows = []
-    single: dict[str, Any] = {}
+    references: dict[str, Any] = {}
     for name, paths in _paths(table).items():
         results = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
         metrics = {task: values for result in results for task, values in result["metrics"].items()}
-        single = metrics if name == "single" else single
+        references |= {name: metrics} if name.startswith("single") else {}
         config = results[0]["config"]
         costs = [cost.count(prune.prune(graph.load(onnx_of(table, path))).model) for path in paths]
         rows.append(
@@ -166,7 +188,8 @@ def collect(table: Table) -> list[dict[str, Any]]:
                 "width": config["width"],
                 "metrics": {s.name: {s.metric: metrics[s.name][s.metric]} for s in specs},
                 "all_metrics": metrics,
-                "delta_mtl": delta_mtl(metrics, single, specs) if single else None,
+                "delta_mtl": _delta(metrics, references.get("single"), specs),
+                "delta_mtl_equal_compute": _delta(metrics, references.get("single-third"), specs),
                 "hard": results[0].get("hard"),
                 "hard_by_stage": by_stage(results[0].get("gates", {})),
                 "macs": sum(c.macs for c in costs),
@@ -175,6 +198,10 @@ def collect(table: Table) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _delta(metrics: Mapping[str, Any], single: Mapping[str, Any] | None, specs: list[OutputSpec]) -> float | None:
+    return None if single is None else delta_mtl(metrics, single, specs)
 
 
 def spent(table: Table, name: str, paths: list[Path]) -> dict[str, Any]:
@@ -223,13 +250,14 @@ def _about(tables: list[Table], rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def render(rows: list[dict[str, Any]]) -> str:
     """The table for a terminal."""
-    lines = [f"{'net':12} seed  mIoU   RMSE  angle  delta%  GMAC  hard"]
+    lines = [f"{'net':12} seed   mIoU   RMSE  angle  delta%  equal%  GMAC  hard"]
     for row in rows:
         values = [f"{value:.4g}" for task in row["metrics"].values() for value in task.values()]
         hard = " ".join(f"{value:.2f}" for value in (row["hard"] or {}).values())
-        delta = "   -" if row["delta_mtl"] is None else f"{row['delta_mtl']:+.2f}"
+        deltas = [row["delta_mtl"], row["delta_mtl_equal_compute"]]
+        gains = " ".join("      -" if delta is None else f"{delta:+7.2f}" for delta in deltas)
         line = f"{row['name']:12} {row['seed']:4} " + " ".join(f"{value:>6}" for value in values)
-        lines.append(f"{line} {delta:>7} {row['macs'] / 1e9:5.3f}  {hard}")
+        lines.append(f"{line} {gains} {row['macs'] / 1e9:5.3f}  {hard}")
     return "\n".join(lines)
 
 

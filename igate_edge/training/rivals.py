@@ -58,7 +58,7 @@ class Table:
     @cached_property
     def tasks(self) -> list[Task]:
         """All tasks of the comparison."""
-        return make_tasks(self.config, self.source.available)
+        return make_tasks(self.config, self.source.available, self.source.class_weights)
 
     def context(self, unit: str, config: TrainConfig | None = None) -> Context:
         """Where a unit keeps its stages."""
@@ -75,6 +75,7 @@ class Table:
         table |= {f"ours-{n}": (f"search-{n}",) for n in names}
         table |= {"plain": ("base",)}
         table |= {f"widened-{n}": (*first, f"search-{n}") for n in names}
+        table |= {f"third-{name}": () for name in self.config.tasks}
         return table | {f"random-{n}": (f"search-{n}",) for n in names}
 
     def run(self, unit: str) -> None:
@@ -92,6 +93,7 @@ class Table:
             "fork": lambda _: self.forks(),
             "search": self.frozen,
             "single": self.single,
+            "third": self.third,
             "ours": self.ours,
             "random": self.random,
             "plain": lambda _: self.plain(),
@@ -200,22 +202,28 @@ class Table:
         task = next(task for task in self.tasks if task.name == name)
         return self._two_cycles(self.context(f"single-{name}"), Balance({name: 1.0}), task)
 
+    def third(self, name: str) -> Done:
+        """A single-task net with its part of the compute: all of them together spend what one shared net does."""
+        task = next(task for task in self.tasks if task.name == name)
+        part = 1 / len(self.tasks)
+        return self._two_cycles(self.context(f"third-{name}"), Balance({name: 1.0}), task, part)
+
     def widened(self, which: str) -> Done:
         """The plain net, as wide as ours' inference cost allows (rounded up to an even width), in two cycles."""
         width = self.width_like(self.frozen(which))
         return self._two_cycles(self.context(f"widened-{which}", replace(self.config, width=width)), self.balance())
 
-    def _two_cycles(self, ctx: Context, balance: Balance, task: Task | None = None) -> Done:
+    def _two_cycles(self, ctx: Context, balance: Balance, task: Task | None = None, part: float = 1.0) -> Done:
         tasks, lr = [task] if task else None, self.config.lr
         net = build_plain(ctx, tasks)
-        first = self.steps_for(net, self.shares.base)
+        first = self.steps_for(net, part * self.shares.base)
         start = plain(ctx, "base", balance, steps=first, lr=lr, tasks=tasks)
-        rest = self.steps_for(net, 1 - self.shares.base)
+        rest = self.steps_for(net, part * (1 - self.shares.base))
         return plain(ctx, "final", balance, steps=rest, lr=lr, tasks=tasks, start=start)
 
     def width_like(self, frozen: Done) -> int:
         """The smallest even width whose plain net costs at least as many MACs as the frozen net."""
-        wanted, width = forward_macs(self._load(frozen), self.config), int(self.config.width)
+        wanted, width = forward_macs(self._load(frozen), self.config), int(self.config.width or 2)
         while forward_macs(build_plain(self.context("base", replace(self.config, width=width))), self.config) < wanted:
             width += 2
         return width

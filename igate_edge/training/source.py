@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,14 +13,17 @@ from ..errors import DataError
 from .config import TrainConfig, digest
 from .data import FrameDataset
 from .folder import load_arrays, read_info
+from .layout import held_out
 from .loop import BatchAt
 from .step import Batch
+from .tasks import sqrt_inverse_frequency
 
 
 @dataclass(frozen=True)
 class Source:
     """Frames. `available`: modality -> class names; `fingerprint`: changes when the frames do.
 
+    `frames`: how many there are to train on, 0 = not known. `class_weights`: of semseg's classes, by how rare they are.
     `train(batch, seed)`: step -> batch, the same batch for the same step. `val()`: batches in order.
     """
 
@@ -28,6 +31,8 @@ class Source:
     fingerprint: str
     train: Callable[[int, int], BatchAt]
     val: Callable[[], Iterable[Batch]]
+    frames: int = 0
+    class_weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def open_source(folder: str | os.PathLike[str], config: TrainConfig) -> Source:
@@ -42,12 +47,11 @@ def open_source(folder: str | os.PathLike[str], config: TrainConfig) -> Source:
     if unknown:
         known = ", ".join(info.tasks)
         raise DataError(f"the data has no task {', '.join(unknown)}", f"{folder} has {known}", "choose among these")
-    train = load_arrays(folder, "train", names)
-    if info.splits.get("val"):
-        val = load_arrays(folder, "val", names)
+    train, held = load_arrays(folder, "train", names), held_out(info)
+    if held.split == "train":
+        train, val = _part(train, 0, held.first), _part(train, held.first, held.last)
     else:
-        cut = len(train["image"]) - max(1, len(train["image"]) // 10)
-        train, val = _part(train, 0, cut), _part(train, cut, None)
+        val = load_arrays(folder, held.split, names)
     if not len(train["image"]):
         raise DataError("there is no frame to train on", f"{folder} has one frame", "add frames")
     return from_arrays(train, val, {name: info.tasks[name] for name in names}, config)
@@ -68,7 +72,12 @@ def from_arrays(
 
     held = FrameDataset(val, preprocess=preprocess)
     print_of = digest(*(_crc(arrays) for arrays in (train, val)), sorted(available.items()))
-    return Source(available, print_of, batches, lambda: held.in_order(32))
+    rare = {
+        name: sqrt_inverse_frequency(train[name], len(classes))
+        for name, classes in available.items()
+        if name == "semseg" and config.class_weights
+    }
+    return Source(available, print_of, batches, lambda: held.in_order(32), len(train["image"]), rare)
 
 
 def thin(batch: Batch, stride: int, step: int) -> Batch:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from ..errors import BudgetError
 from ..files import os_errors, write_atomic
-from ..gating.budget import HardFraction, SparsityHinge, fix_fraction
+from ..gating.budget import HardFraction, L1Gates, SparsityHinge, fix_fraction
 from ..gating.convert import InterroGateNet, PlainNet, interrogate
 from .balance import Balance
 from .checkpoint import CheckpointError, load_tensors, save_tensors
@@ -26,6 +27,8 @@ from .tasks import Task
 #: Share of the search over which the budget's weight grows. Long, because Adam moves all gates at one speed: tasks must
 #: have sorted them before the budget closes them, else all close at once and rank alone decides (seen at 100 steps).
 RAMP = 0.6
+#: How far a frozen hard fraction may be from the one that was asked for.
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def plain(
         if start is not None:
             wanted = net.state_dict()
             net.load_state_dict({k: v for k, v in start.state().items() if k in wanted})
-        return net, _train(ctx, name, net, balance, steps, ctx.config.optim(lr))
+        return net, _train(ctx, name, key, net, balance, steps, ctx.config.optim(lr))
 
     return cached(ctx, name, key, make)
 
@@ -111,26 +114,40 @@ def search(ctx: Context, base: Done, branches: Mapping[str, Done], balance: Bala
     def make() -> tuple[InterroGateNet, dict[str, Any]]:
         net = assemble(ctx, base, branches)
         lr = ctx.config.search_lr if ctx.config.recipe == "forked" else ctx.config.lr
-        result = _train(ctx, name, net, balance, steps, ctx.config.optim(lr), penalty(ctx.config))
+        result = _train(ctx, name, key, net, balance, steps, ctx.config.optim(lr), penalty(ctx.config))
         return net, result | {"gates": gates_json(net)}
 
     return cached(ctx, name, key, make)
 
 
 def freeze(ctx: Context, searched: Done, *, name: str = "frozen") -> Done:
-    """Fix the gates; the last few by rank, so that hard fractions are as near to the budget as gates allow."""
+    """Fix the gates; a hard budget takes the last few by rank, as near as gates allow.
+
+    Raises BudgetError when that is more than 2 points off. Other budgets fix what the search found.
+    """
     key = _key(ctx, name, _gating(ctx.config), searched.key)
 
     def make() -> tuple[InterroGateNet, dict[str, Any]]:
         net = build_gated(ctx)
         net.load_state_dict(searched.state())
         before = net.hard_fractions()
-        flipped = fix_fraction(net, ctx.config.budget) if ctx.config.recipe == "forked" else {}
+        flipped = meet_budget(net, ctx.config) if ctx.config.kind == "hard" else {}
         net.freeze_gates()
         result = {"searched": before, "hard": net.hard_fractions(), "flipped": flipped, "gates": gates_json(net)}
         return net, result
 
     return cached(ctx, name, key, make)
+
+
+def meet_budget(net: InterroGateNet, config: TrainConfig) -> dict[str, int]:
+    """Flip the gates nearest to the threshold until the budget is met; returns flips by task. Raises BudgetError."""
+    flipped = fix_fraction(net, config.budget)
+    for task, share in net.hard_fractions().items():
+        wanted = config.budget[task] if isinstance(config.budget, Mapping) else config.budget
+        if abs(share - wanted) > TOLERANCE:
+            fix = 'use a smaller granule, tie "none", or another budget'
+            raise BudgetError(f"{task} cannot own {wanted:.0%} of the channels", f"whole gates allow {share:.1%}", fix)
+    return flipped
 
 
 def final(ctx: Context, frozen: Done, balance: Balance, *, name: str, steps: int, lr: float) -> Done:
@@ -141,7 +158,7 @@ def final(ctx: Context, frozen: Done, balance: Balance, *, name: str, steps: int
         net = build_gated(ctx)
         net.load_state_dict(frozen.state())
         net.freeze_gates()
-        result = _train(ctx, name, net, balance, steps, ctx.config.optim(lr))
+        result = _train(ctx, name, key, net, balance, steps, ctx.config.optim(lr))
         return net, result | {"gates": gates_json(net)}
 
     return cached(ctx, name, key, make)
@@ -182,9 +199,14 @@ def auto_granule(channels: int) -> int:
 
 
 def penalty(config: TrainConfig) -> Callable[[float], Penalty]:
-    """Share of the stage done -> budget penalty: a ramped hinge on hard gates, or the paper's soft hinge."""
-    budget = SparsityHinge(config.budget) if config.recipe == "paper" else HardFraction(config.budget, ramp=RAMP)
-    return lambda done: partial(budget, progress=done)
+    """Share of the stage done -> budget penalty: a ramped hinge on hard gates, the paper's soft hinge, or L1."""
+    weight = config.strength
+    budgets: dict[str, Callable[..., torch.Tensor]] = {
+        "hard": HardFraction(config.budget, weight, ramp=RAMP),
+        "hinge": SparsityHinge(config.budget, weight),
+        "l1": L1Gates(weight),
+    }
+    return lambda done: partial(budgets[config.kind], progress=done)
 
 
 def gates_json(net: InterroGateNet) -> dict[str, dict[str, str]]:
@@ -198,6 +220,7 @@ def gates_json(net: InterroGateNet) -> dict[str, dict[str, str]]:
 def _train(
     ctx: Context,
     name: str,
+    key: str,
     net: Any,
     balance: Balance,
     steps: int,
@@ -210,7 +233,8 @@ def _train(
     net.to(device, memory_format=form)
     balance.to(device)
     batch_at = ctx.source.train(config.batch, zlib.crc32(f"{config.seed} {name}".encode()))
-    run = Run(name, steps, optim, config.log_every, config.checkpoint_every)
+    epoch = -(-ctx.source.frames // config.batch)
+    run = Run(name, steps, optim, config.log_every, config.checkpoint_every, key, epoch)
     fitted = fit(
         net,
         lambda step: to_device(batch_at(step), device, form),
@@ -232,7 +256,10 @@ def _example(config: TrainConfig) -> torch.Tensor:
 
 
 def _gating(config: TrainConfig) -> tuple[Any, ...]:
-    return (config.granule, config.tie, config.budget, config.recipe, config.search_lr)
+    own = {name: getattr(config, name) for name in ("budget_kind", "sparsity_weight", "gate_lr")}
+    given = {name: value for name, value in own.items() if value is not None}
+    # Nothing is added for the recipe's own values, so that networks trained before these settings existed stay valid.
+    return (config.granule, config.tie, config.budget, config.recipe, config.search_lr, *([given] if given else []))
 
 
 def _key(ctx: Context, name: str, *parts: Any) -> str:

@@ -78,9 +78,12 @@ def train_step(
     balance: Balance,
     penalty: Penalty | None = None,
     step: int = 0,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> dict[str, Tensor]:
     """Forward, backward, update. Returns detached losses: one a task present, `total`, and `penalty` when there is one.
 
+    `total` leaves the budget out, and may be negative (uncertainty weights): choose networks by metrics (cases M7). All
+    tasks see the same frames, so a shared norm has one set of statistics (cases M6).
     A task without a label in the batch is skipped: its parameters keep gradient None, so no optimiser moves them.
     """
     losses: dict[str, Tensor] = net.losses(batch)
@@ -95,7 +98,7 @@ def train_step(
         total = total + extra
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    backward(total)
     for optimizer in optimizers:
         optimizer.step()
     return seen

@@ -77,9 +77,7 @@ def texture(rng: np.random.Generator, name: str, scale: tuple[float, float], glo
     return Texture(pattern, free, _colour(rng, free, spread), scale, gloss)
 
 
-def _local(
-    shape: str, size: Numbers, at: Numbers, look: Texture, rot: np.ndarray | None = None
-) -> Part:
+def _local(shape: str, size: Numbers, at: Numbers, look: Texture, rot: np.ndarray | None = None) -> Part:
     return Part(shape, tuple(map(float, size)), np.array(at, float), np.eye(3) if rot is None else rot, look)
 
 

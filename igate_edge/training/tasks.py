@@ -61,6 +61,10 @@ class Task:
         """Scalar: mean over valid labels; exactly 0 with zero gradients when none is valid."""
         raise TypeError(f"{type(self).__name__} has no loss: use one of the six tasks")
 
+    def labelled(self, target: Tensor) -> Tensor:
+        """Which entries of a label are valid, bool: what the loss is the mean over. Here: all of them."""
+        return torch.ones_like(target, dtype=torch.bool)
+
     @torch.no_grad()
     def decode(self, raw: Tensor, size: tuple[int, int]) -> np.ndarray:
         """A batch of raw outputs -> what the robot's runtime returns, stacked.
@@ -104,11 +108,14 @@ class SemanticSegmentation(Task):
             )
         self.class_weights = None if class_weights is None else tuple(float(w) for w in class_weights)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return target != self.spec.ignore
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         raw, target = resize(raw, target.shape[-2:]), target.long()
         weights = None if self.class_weights is None else raw.new_tensor(self.class_weights)
         total = F.cross_entropy(raw, target, weights, ignore_index=self.spec.ignore, reduction="sum")
-        return total / (target != self.spec.ignore).sum().clamp(min=1)
+        return total / self.labelled(target).sum().clamp(min=1)
 
     def decode(self, raw: Tensor, size: tuple[int, int]) -> np.ndarray:
         return resize(raw, size).argmax(1).to(torch.uint8).cpu().numpy()
@@ -129,8 +136,11 @@ class Depth(Task):
         spec = OutputSpec(name, "depth", 1, units="m", target=target or _TARGETS["depth"])
         super().__init__(spec, weight=weight, head=head, head_width=head_width)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return torch.isfinite(target) & (target > 0)
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        valid = torch.isfinite(target) & (target > 0)
+        valid = self.labelled(target)
         log = torch.where(valid, target, 1.0).log()
         error = (resize(raw, target.shape[-2:])[:, 0] - log).abs()
         return _mean(error, valid)
@@ -156,6 +166,10 @@ class Normals(Task):
     ) -> None:
         spec = OutputSpec(name, "normals", 3, target=target or _TARGETS["normals"])
         super().__init__(spec, weight=weight, head=head, head_width=head_width)
+
+    def labelled(self, target: Tensor) -> Tensor:
+        square = (target * target).sum(1)
+        return (square > 0.25) & (square < 4)
 
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         # Sums, not norms: reductions over 3 of many channels are slow. NaN and inf fail the comparison.
@@ -193,8 +207,11 @@ class Edges(Task):
             raise InputError(f"positive_weight of task {name!r}", f"{positive_weight}", "choose it between 0 and 1")
         self.positive_weight = positive_weight
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return target != self.spec.ignore
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        valid = target != self.spec.ignore
+        valid = self.labelled(target)
         edge = torch.where(valid, target, 0).to(raw.dtype)
         weights = edge * self.positive_weight + (1 - edge) * (1 - self.positive_weight)
         logits = resize(raw, target.shape[-2:])[:, 0]
@@ -220,9 +237,12 @@ class Classification(Task):
         spec = OutputSpec(name, "classification", count, names, ignore=-1, target=target or _TARGETS["classification"])
         super().__init__(spec, weight=weight, head=head)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return target != self.spec.ignore
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
         total = F.cross_entropy(raw, target.long(), ignore_index=self.spec.ignore, reduction="sum")
-        return total / (target != self.spec.ignore).sum().clamp(min=1)
+        return total / self.labelled(target).sum().clamp(min=1)
 
     def decode(self, raw: Tensor, size: tuple[int, int]) -> np.ndarray:
         return raw.softmax(1).float().cpu().numpy()
@@ -244,8 +264,11 @@ class MultiLabel(Task):
         spec = OutputSpec(name, "multilabel", count, names, target=target or _TARGETS["multilabel"])
         super().__init__(spec, weight=weight, head=head)
 
+    def labelled(self, target: Tensor) -> Tensor:
+        return torch.isfinite(target)
+
     def loss(self, raw: Tensor, target: Tensor) -> Tensor:
-        valid = torch.isfinite(target)
+        valid = self.labelled(target)
         safe = torch.where(valid, target, 0.0)
         return _mean(F.binary_cross_entropy_with_logits(raw, safe, reduction="none"), valid)
 

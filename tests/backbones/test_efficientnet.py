@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,13 @@ from torch.nn import functional as F
 
 from igate_edge.backbones import EfficientNetLite0Classifier, efficientnet_lite0, imagenet_weights, load_imagenet
 from igate_edge.backbones.efficientnet import IMAGENET_MEAN, IMAGENET_STD
+from igate_edge.compiler import calibrate, graph, prune, quantize
+from igate_edge.contract import Preprocess
+from igate_edge.engines import onnxruntime as engine
 from igate_edge.errors import DataError, UnavailableError
+from igate_edge.gating.convert import PlainNet
+from igate_edge.gating.export import to_onnx
+from igate_edge.training.tasks import Classification
 
 #: Photos inside the scikit-image wheel, and the ImageNet classes that are right for each.
 PHOTOS = {
@@ -126,3 +133,32 @@ def test_pickled_code_is_not_executed(tmp_path):
     with pytest.raises(DataError):
         load_imagenet(efficientnet_lite0(), tmp_path / "bomb.pth")
     assert not (tmp_path / "executed").exists()
+
+
+class OfLast(nn.Module):
+    """The classifier's own head on the coarsest map."""
+
+    def __init__(self, classifier: EfficientNetLite0Classifier) -> None:
+        super().__init__()
+        self.head, self.pool, self.fc = classifier.head, classifier.pool, classifier.fc
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.fc(self.pool(self.head(features[-1])).flatten(1))
+
+
+def test_real_weights_survive_export_pruning_and_int8(classifier):
+    """93 channels of the published network are exactly dead once norms are folded; the compiler must take them out."""
+    backbone = efficientnet_lite0()
+    load_imagenet(backbone, imagenet_weights())
+    task = Classification("label", 1000, head=lambda _: OfLast(classifier))
+    net = PlainNet(backbone, [task], torch.zeros(1, 3, 224, 224)).eval()
+    model = graph.load(to_onnx(net, Preprocess(224, 224, mean=IMAGENET_MEAN, std=IMAGENET_STD)))
+    pruned = prune.prune(model)
+    assert sum(row["rows"] - row["live"] for row in pruned.report["convs"].values()) >= 93
+    images = {name: photo(name).numpy() for name in PHOTOS}
+    small = quantize.quantize(pruned.model, calibrate.calibrate(pruned.model, images.values()), "ort")
+    for form in (pruned.model, small):
+        with contextlib.closing(engine.open(graph.dump(form))) as session:
+            for name, image in images.items():
+                found = session.run(image)["label"]
+                assert np.isfinite(found).all() and int(found.argmax()) in PHOTOS[name]

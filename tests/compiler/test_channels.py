@@ -97,13 +97,13 @@ def test_elementwise_results_of_equal_channels_are_equal() -> None:
 
 
 def test_sums_commute_differences_do_not() -> None:
-    net = Net()
+    net = Net(("a", "b", "c", "d"))
     x, y = net.conv("x", "image", 3, 2), net.conv("y", "image", 3, 2)
     ends = {"a": net.op("Add", "p", x, y), "b": net.op("Add", "q", y, x), "c": net.op("Sub", "r", x, y)}
-    net.op("Sub", "unused", y, x)
+    ends["d"] = net.op("Sub", "s", y, x)
     ids = result(net, ends).ids
     assert ids["a"].tolist() == ids["b"].tolist()
-    assert not set(ids["c"]) & set(ids["unused"])
+    assert not set(ids["c"]) & set(ids["d"])
 
 
 def test_concat_split_slice_and_gather_move_numbers() -> None:

@@ -234,13 +234,72 @@ def test_constant_nodes_and_constant_arithmetic_are_folded() -> None:
 
 def test_a_huge_constant_is_not_folded() -> None:
     net = Net(("a",))
-    net.op("ConstantOfShape", "huge", net.const("shape", np.array([1, 2, 2**20, 2**20])))
-    model = net.load({"a": net.conv("c", "image", 3, 2)})
+    huge = net.op("ConstantOfShape", "huge", net.const("shape", np.array([1, 2, 2**13, 2**14])))
+    mean = net.op("ReduceMean", "mean", huge, net.const("axes", np.array([2, 3])))
+    model = net.load({"a": net.op("Add", "sum", net.conv("c", "image", 3, 2), mean)})
     assert ops(model)["ConstantOfShape"] == 1
-    assert ops(prune(model).model) == {"Conv": 1}
 
 
-# --- masks --------------------------------------------------------------------------------------------------
+def test_what_no_output_needs_is_dropped_unseen() -> None:
+    net = Net(("a",))
+    net.op("ConstantOfShape", "huge", net.const("shape", np.array([1, 2, 2**20, 2**20])))
+    net.op("NonZero", "unknown shape", "image")
+    assert ops(net.load({"a": net.conv("c", "image", 3, 2)})) == {"Conv": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("a tensor of 4 TB", "too large"),
+        ("a second input", "does not take one preprocessed image"),
+        ("an image of another size", "does not take one preprocessed image"),
+        ("a uint8 image", "not valid"),
+        ("a float64 weight", "not valid"),
+        ("a weight of rank 1", "not valid"),
+        ("an output named twice", "named twice"),
+        ("an output that is the input", "named twice"),
+        ("a task of another kind", "another kind"),
+        ("a task named twice", "of its own"),
+        ("a site of other tasks", "other tasks"),
+        ("no form", "no known form"),
+        ("a shape that is claimed only", "another kind|not valid"),
+    ],
+)
+def test_a_graph_that_could_not_run_is_refused_when_it_is_read(kind: str, match: str) -> None:
+    net = Net(("a",))
+    if kind == "a tensor of 4 TB":
+        huge = net.op("ConstantOfShape", "huge", net.const("shape", np.array([1, 2, 2**20, 2**20])))
+        mean = net.op("ReduceMean", "mean", huge, net.const("axes", np.array([2, 3])))
+        return refused(net.proto({"a": net.op("Add", "sum", net.conv("c", "image", 3, 2), mean)}), match) and None
+    proto = small()
+    image, weight = proto.graph.input[0], next(t for t in proto.graph.initializer if len(t.dims) == 4)
+    about = json.loads(proto.metadata_props[0].value)
+    if kind == "a second input":
+        proto.graph.input.append(onnx.helper.make_tensor_value_info("second", 1, [1, 3, 8, 8]))
+    elif kind == "an image of another size":
+        about["preprocess"]["height"] += 1
+    elif kind == "a uint8 image":
+        image.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    elif kind in ("a float64 weight", "a weight of rank 1"):
+        array = onnx.numpy_helper.to_array(weight)
+        array = array.astype(np.float64) if "64" in kind else array.ravel()
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    elif kind.startswith("an output"):
+        proto.graph.output.append(image if "input" in kind else proto.graph.output[0])
+    elif kind == "a task of another kind":
+        about["tasks"][0] = {"name": about["tasks"][0]["name"], "kind": "classification", "channels": 7}
+    elif kind == "a task named twice":
+        about["tasks"].append(about["tasks"][0])
+    elif kind == "a site of other tasks":
+        about["sites"] = [{"name": "s", "channels": 1, "open": {"else": "1"}}]
+    elif kind == "no form":
+        del about["form"]
+    else:
+        for dim in proto.graph.output[0].type.tensor_type.shape.dim:
+            dim.dim_value = 5
+    proto.metadata_props[0].value = json.dumps(about)
+    refused(proto, match)
+    return None
 
 
 def test_set_masks_equals_building_with_those_masks() -> None:

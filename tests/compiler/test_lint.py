@@ -265,7 +265,7 @@ def test_the_default_quantiser_of_onnxruntime_is_refused(tmp_path) -> None:
     assert found["IG101"] == "error"  # asymmetric activations
     assert found["IG106"] == "error"  # INT32 bias behind DequantizeLinear
     assert "IG114" in found  # scale 1.0 for the zero channel
-    assert lint.errors(lint.lint(ir.load(target)))
+    assert any(finding.severity == "error" for finding in lint.lint(ir.load(target)))
 
 
 def test_unknown_dialect() -> None:

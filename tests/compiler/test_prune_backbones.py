@@ -117,28 +117,18 @@ def check(model: ir.Model, count: int, seed: int) -> None:
     tasks = [task["name"] for task in about["tasks"]]
     shape = tuple(model.graph.inputs[0].shape)
     image = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    reference = Reference(model, image)
+    reference, writers = Reference(model, image), _writers(model)
+    weighted = [node for node in model.graph if node.op_type == "Conv"]
+    encoder = {node.name for node in weighted if node.inputs[1].name.startswith("branches.")}
     for masks in patterns(about["sites"], len(tasks), count, seed):
         pruned = prune(set_masks(model, masks))
         outputs = _session(graph.dump(pruned.model)).run(tasks, {"image": image})
         assert difference(reference(masks, tasks), dict(zip(tasks, outputs, strict=True))) <= TOLERANCE
         assert not pruned.report["barriers"]
         assert not {"Where", "Mul"} & set(ops(pruned.model))
-        _check_rows(pruned.report["convs"], masks, model)
-
-
-def _check_rows(report: dict, masks: dict[str, np.ndarray], model: ir.Model) -> None:
-    """Live rows of all encoder convolutions are those of the formula, summed over the convolutions that end in a
-    site.
-    """
-    rows = sum(row["live"] for name, row in report.items() if _branch(model, name))
-    made = _writers(model)
-    assert rows == sum(len(made[site]) * live(mask) for site, mask in masks.items())
-
-
-def _branch(model: ir.Model, name: str) -> bool:
-    node = next(item for item in model.graph if item.name == name)
-    return node.inputs[1].name.startswith("branches.")
+        # Live rows of the encoder are those of the formula, summed over the convolutions that end in a site.
+        rows = sum(row["live"] for name, row in pruned.report["convs"].items() if name in encoder)
+        assert rows == sum(len(writers[site]) * live(mask) for site, mask in masks.items())
 
 
 def _writers(model: ir.Model) -> dict[str, list[str]]:

@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
-from gated_nets import BACKBONES, Block, all_masks, batch, gated, random_masks, scatter, tasks
 from igate_edge.kernels.gated_select import gated_select
 from torch import Tensor, nn
+from torch_nets import BACKBONES, Block, all_masks, batch, gated, random_masks, scatter, tasks
 
 from igate_edge.gating.compact import fix_site, select_fixed
 from igate_edge.gating.convert import InterroGateNet, interrogate
@@ -240,8 +240,27 @@ def test_rows_are_put_together_as_the_dense_select_does(seed: int) -> None:
             assert torch.equal(got[stream], psi_next if stream == tasks_ else outs[stream])  # type: ignore[arg-type]
 
 
+def test_frozen_gates_stay_in_training() -> None:
+    """cases.md M4: train(), steps and weight decay move neither frozen gates nor branches that nobody runs."""
+    net = gated()
+    net.set_gates({name: torch.zeros_like(mask) for name, mask in net.gate_masks().items()})
+    net.freeze_gates()
+    held = {
+        name: b.clone() for name, b in net.named_buffers() if ".frozen" in name or not name.startswith("branches.s")
+    }
+    logits = [p.clone() for p in net.gate_parameters()]
+    moving = {name: b.clone() for name, b in net.named_buffers() if name.startswith("branches.shared")}
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        net.train().loss(batch()).backward()
+        optimizer.step()
+    now = dict(net.named_buffers())
+    assert len(held) > 10 and all(torch.equal(now[name], value) for name, value in held.items())
+    assert all(torch.equal(p, old) for p, old in zip(net.gate_parameters(), logits, strict=True))
+    assert any(not torch.equal(now[name], value) for name, value in moving.items())  # what trains, trains
+
+
 def test_frozen_statistics_do_not_move_in_evaluation() -> None:
-    """cases.md M4."""
     net = gated()
     net.set_gates(random_masks(net))
     net.freeze_gates()

@@ -4,8 +4,19 @@ import copy
 
 import pytest
 import torch
-from gated_nets import BACKBONES, Bottlenecks, TinyResNet, all_masks, batch, gated, random_masks, scatter, tasks
 from torch import nn
+from torch_nets import (
+    BACKBONES,
+    Bottlenecks,
+    TinyResNet,
+    all_masks,
+    batch,
+    gated,
+    plain_state,
+    random_masks,
+    scatter,
+    tasks,
+)
 
 from igate_edge.errors import DataError, InputError
 from igate_edge.gating.convert import InterroGateNet, PlainNet, interrogate
@@ -37,7 +48,7 @@ def test_all_closed_is_the_plain_net_bit_for_bit(backbone: str, training: bool) 
     net = gated(backbone)
     net.set_gates(all_masks(net, False))
     plain = PlainNet(BACKBONES[backbone](), tasks(), EXAMPLE)
-    plain.load_state_dict(net.plain_state())
+    plain.load_state_dict(plain_state(net))
     outputs, expected = net.train(training)(IMAGE), plain.train(training)(IMAGE)
     for name in expected:
         assert torch.equal(outputs[name], expected[name])
@@ -47,7 +58,9 @@ def test_forking_a_plain_net_gives_the_plain_net_whatever_the_gates() -> None:
     plain = PlainNet(TinyResNet(), tasks(), EXAMPLE)
     scatter(plain)
     net = gated()
-    net.load_plain(plain.state_dict())
+    net.load_shared(plain.state_dict())
+    for task in net.tasks:
+        net.load_task(task.name, plain.state_dict())
     net.set_gates(random_masks(net))
     outputs, expected = net.eval()(IMAGE), plain.eval()(IMAGE)
     for name in expected:

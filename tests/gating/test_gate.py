@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gated_nets import gated
+from torch_nets import gated
 
 from igate_edge.errors import InputError
 from igate_edge.gating.budget import HardFraction
@@ -97,3 +97,9 @@ def test_errors() -> None:
         gates.assign(torch.ones(1, 5, dtype=torch.bool))
     with pytest.raises(InputError, match="granule is less than one channel"):
         Gates(["a"], 6, 0)
+    for wrong in (1.5, "x", None, True):
+        with pytest.raises(InputError, match="no whole number"):
+            Gates(["a"], 4, wrong)  # type: ignore[arg-type]
+    for wrong in (float("nan"), float("inf"), "x"):
+        with pytest.raises(InputError, match="first logit"):
+            Gates(["a"], 4, 1, wrong)  # type: ignore[arg-type]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gated_nets import BACKBONES, Block, gated, tasks
 from torch import Tensor, nn
+from torch_nets import BACKBONES, Block, gated, tasks
 
 from igate_edge.errors import ConvertError
 from igate_edge.gating.convert import interrogate

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gated_nets import all_masks, random_masks, scatter, tasks
 from torch import nn
+from torch_nets import all_masks, plain_state, random_masks, scatter, tasks
 
 from igate_edge import backbones
 from igate_edge.gating.convert import InterroGateNet, PlainNet, interrogate
@@ -48,7 +48,7 @@ def test_frozen_equals_dense_and_the_extremes_are_plain_and_single_nets(name: st
         torch.testing.assert_close(frozen(IMAGE)[key], value)
     net.set_gates(all_masks(net, False))
     plain = PlainNet(SMALL[name](), tasks(2), EXAMPLE).double().eval()
-    plain.load_state_dict(net.plain_state())
+    plain.load_state_dict(plain_state(net))
     closed, expected = net(IMAGE), plain(IMAGE)
     assert all(torch.equal(closed[key], expected[key]) for key in expected)
     net.set_gates(all_masks(net, True))

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gated_nets import BACKBONES, tasks
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_nets import BACKBONES, tasks
 
 from igate_edge.errors import ConvertError
 from igate_edge.gating.convert import PlainNet, interrogate

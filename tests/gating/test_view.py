@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from gated_nets import BACKBONES, gated, random_masks, scatter, tasks
 from torch import Tensor, nn
+from torch_nets import BACKBONES, gated, random_masks, scatter, tasks
 
 from igate_edge.gating.convert import PlainNet, interrogate
 from igate_edge.gating.view import fold_head

@@ -160,7 +160,7 @@ def test_gallery_takes_tasks_without_a_picture(evidence: Evidence) -> None:
             s,
             label={"tag": np.int64(1)},
             float_out={"tag": np.array([0.2, 0.8])},
-            int8_out={"tag": np.array([0.3, 0.7])},
+            engine_out={"tag": np.array([0.3, 0.7])},
         )
         for s in evidence.shown
     ]

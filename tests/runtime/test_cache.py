@@ -36,6 +36,18 @@ def test_a_damaged_entry_is_never_loaded(tmp_path: Path) -> None:
         assert entry is None and path.name in reason
 
 
+def test_only_the_engines_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "KEEP", 3)
+    keys = [cache.cache_key({"model": str(number)}) for number in range(5)]
+    for number, key in enumerate(keys[:3]):
+        cache.store(tmp_path, key, b"engine", {})
+        os.utime(tmp_path / f"{key}.engine", (1000 + number, 1000 + number))
+    assert cache.load(tmp_path, keys[0])[0] is not None, "using it makes it new"
+    (tmp_path / "notes.txt").write_text("not ours")
+    cache.store(tmp_path, keys[3], b"engine", {})
+    assert sorted(os.listdir(tmp_path)) == sorted([*(f"{keys[k]}.engine" for k in (0, 2, 3)), "notes.txt"])
+
+
 def test_an_entry_under_another_key_is_not_used(tmp_path: Path) -> None:
     cache.store(tmp_path, KEY, b"engine", {})
     other = cache.cache_key({"model": "abd"})

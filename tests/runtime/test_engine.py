@@ -13,7 +13,7 @@ import tinynet
 
 from igate_edge import Engine
 from igate_edge.bundle import Bundle
-from igate_edge.errors import InputError
+from igate_edge.errors import CheckFailed, InputError
 from igate_edge.package import package
 from igate_edge.runtime.postprocess import decode
 from igate_edge.runtime.preprocess import to_input
@@ -130,3 +130,16 @@ def test_it_runs_without_torch(path: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.strip() == "['depth', 'seg', 'tag']", done.stderr
+
+
+def test_an_answer_that_is_missing_or_not_finite_is_an_error(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.open(path, precision="float", cache_dir=cache) as engine:
+        good = engine.infer(to_input(FRAMES[0], engine.preprocess))
+        spoiled = {**good, "depth": good["depth"] * np.float32(np.nan)}
+        missing = {name: array for name, array in good.items() if name != "depth"}
+        for answer in (spoiled, missing):
+            monkeypatch.setattr(engine._session, "run", lambda image, answer=answer: answer)
+            with pytest.raises(CheckFailed, match="missing or not finite: depth"):
+                engine(FRAMES[0])

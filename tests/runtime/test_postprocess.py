@@ -73,5 +73,11 @@ def test_wrong_shapes_are_refused() -> None:
     for bad in (raw(1, 4, 2, 2), raw(2, 5, 2, 2), raw(5, 2), raw(1, 5)):
         with pytest.raises(InputError, match="task 's' got a raw output it cannot decode"):
             decode(spec, bad, (4, 4))
+    for bad in (None, [[1.0]], np.full((1, 5, 2, 2), "a"), np.zeros((1, 5, 0, 0), np.float32)):
+        with pytest.raises(InputError, match="task 's' got a raw output it cannot decode"):
+            decode(spec, bad, (4, 4))  # type: ignore[arg-type]
+    for size in ((0, 4), (-1, 4), (4.5, 4), None, (4,), "ab", (10**9, 10**9)):
+        with pytest.raises(InputError, match="not a picture's size"):
+            decode(spec, raw(1, 5, 2, 2), size)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at most 255 classes"):
         decode(OutputSpec("s", "semseg", 256), raw(256, 1, 1), (2, 2))

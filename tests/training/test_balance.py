@@ -88,6 +88,13 @@ def test_state_survives_a_round_trip() -> None:
     assert again.weights() == balance.weights()
 
 
+def test_state_does_not_depend_on_the_order_of_names() -> None:
+    balance = Balance({"b": 2.0, "a": 1.0})
+    again = Balance({"a": 5.0, "b": 5.0})
+    again.load_state_dict(balance.state_dict())
+    assert again.weights() == {"a": 1.0, "b": 2.0}
+
+
 def test_gradient_norm_is_euclidean() -> None:
     net = Shared()
     assert float(gradient_norm(net.losses()["a"], [net.trunk])) == pytest.approx(5)

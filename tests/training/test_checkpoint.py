@@ -134,7 +134,7 @@ def test_no_permission_is_a_sentence_and_keeps_the_old(tmp_path: Path, monkeypat
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("igate_edge.files.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("igate_edge.files.os.replace", refuse)
     with pytest.raises(IgateError, match="cannot write .*Permission denied"):
         save_tensors(path, TENSORS, {"step": 2})
     assert load_tensors(path)[1] == {"step": 1}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from igate_edge.contract import Preprocess
 from igate_edge.errors import DataError
 from igate_edge.runtime.preprocess import to_input
-from igate_edge.training.data import FrameDataset, batches
+from igate_edge.training.data import FrameDataset
 from igate_edge.training.folder import DataInfo, load_arrays, write_frame, write_info
 
 COUNT, HEIGHT, WIDTH = 5, 6, 8
@@ -134,11 +134,10 @@ def test_batches_larger_than_the_set_run_across_epochs(arrays) -> None:
 
 
 def test_a_restart_repeats_the_stream_exactly(arrays) -> None:
-    whole = list(batches(arrays, 2, preprocess=SCALED, seed=4, augment=True, steps=7))
-    rest = list(batches(arrays, 2, preprocess=SCALED, seed=4, augment=True, start=4, steps=3))
-    assert len(whole) == 7 and all(_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
-    other = next(batches(arrays, 2, preprocess=SCALED, seed=5, augment=True))
-    assert not _same(whole[0], other)
+    data, again, other = (FrameDataset(arrays, preprocess=SCALED, seed=seed, augment=True) for seed in (4, 4, 5))
+    whole, rest = [data.batch_at(step, 2) for step in range(7)], [again.batch_at(step, 2) for step in range(4, 7)]
+    assert all(_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert not _same(whole[0], other.batch_at(0, 2))
 
 
 def test_evaluation_sees_every_frame_in_order(arrays) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from igate_edge.errors import DataError, InputError
 from igate_edge.gating.budget import HardFraction
 from igate_edge.gating.convert import PlainNet, interrogate
 from igate_edge.training.balance import Balance
@@ -66,6 +67,38 @@ def test_same_steps_as_the_loop(tmp_path: Path, gate_optimizer: str) -> None:
     trainer(tmp_path, 5 * len(optimizers)).fit(module, loader(data))
     for name, value in nets[0].state_dict().items():
         torch.testing.assert_close(nets[1].state_dict()[name], value, msg=name)
+
+
+def test_backward_goes_through_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Precision plugins scale the loss there; a backward of our own would bypass them."""
+    calls = []
+    whole = IgateModule.manual_backward
+
+    def counted(self: IgateModule, loss: torch.Tensor) -> None:
+        calls.append(loss.ndim)
+        whole(self, loss)
+
+    monkeypatch.setattr(IgateModule, "manual_backward", counted)
+    net = PlainNet(backbone(), TASKS, torch.zeros(1, 3, 16, 16))
+    trainer(tmp_path, 2).fit(IgateModule(net, Balance({"semseg": 1.0, "depth": 1.0}), steps=2), loader(batches(2, 1)))
+    assert calls == [0, 0]
+
+
+def test_several_devices_are_refused(tmp_path: Path) -> None:
+    class Two(lightning.Trainer):
+        world_size = property(lambda self: 2)
+
+    module = IgateModule(PlainNet(backbone(), TASKS, torch.zeros(1, 3, 16, 16)), Balance({"semseg": 1.0}), steps=1)
+    module.trainer = Two(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match="one device: world_size 2.*devices=1"):
+        module.setup("fit")
+
+
+def test_a_task_without_a_label_in_an_epoch_is_an_error(tmp_path: Path) -> None:
+    data = [{**batch, "depth": torch.zeros_like(batch["depth"])} for batch in batches(2, 1)]
+    net = PlainNet(backbone(), TASKS, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(DataError, match="no label of depth"):
+        trainer(tmp_path, 4).fit(IgateModule(net, Balance({"semseg": 1.0, "depth": 1.0}), steps=4), loader(data))
 
 
 def test_validation_pools_pixels_over_batches(tmp_path: Path) -> None:

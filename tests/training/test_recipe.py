@@ -4,81 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny_training import AVAILABLE, TINY, Killed, curve, kill_at, source
 
 from igate_edge.errors import CheckFailed, DataError, InputError
 from igate_edge.training import loop, recipe
 from igate_edge.training.balance import make_balance
-from igate_edge.training.checkpoint import CheckpointError, load_tensors
-from igate_edge.training.config import TrainConfig, make_backbone, make_tasks
-from igate_edge.training.loop import Log, Run, fit
-from igate_edge.training.source import Source, from_arrays, open_source, thin
+from igate_edge.training.checkpoint import load_tensors
+from igate_edge.training.config import TrainConfig, make_tasks
+from igate_edge.training.loop import Run, fit
+from igate_edge.training.source import open_source, thin
 from igate_edge.training.stages import auto_granule, build_plain
 from igate_edge.training.step import Optim, evaluate, make_optimizers, set_lr, train_step
-
-TINY = TrainConfig(
-    tasks=("semseg", "depth"),
-    width=4,
-    size=(32, 32),
-    batch=4,
-    plain_steps=6,
-    fork_steps=3,
-    search_steps=30,
-    final_steps=5,
-    head_width=4,
-    balance="gradnorm",
-    log_every=1,
-    checkpoint_every=2,
-)
-AVAILABLE = {"semseg": ("floor", "box", "ball"), "depth": (), "normals": ()}
-
-
-def arrays(count: int, seed: int) -> dict[str, np.ndarray]:
-    """Frames whose labels can be read off the colour."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    normals = np.zeros((count, 32, 32, 3), np.int8)
-    normals[..., 2] = -127
-    return {
-        "image": image,
-        "semseg": (image[..., 0] // 86).astype(np.uint8),
-        "depth": (0.5 + image[..., 1] / 100).astype(np.float16),
-        "normals": normals,
-    }
-
-
-def source(config: TrainConfig = TINY) -> Source:
-    names = config.tasks or tuple(AVAILABLE)
-    train, val = ({k: v for k, v in arrays(n, n).items() if k in ("image", *names)} for n in (16, 8))
-    return from_arrays(train, val, {name: AVAILABLE[name] for name in names}, config)
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the product may catch it."""
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Make the `count`-th training step from now on die before it starts."""
-    left = [count]
-    step: Callable[..., object] = train_step
-
-    def dying(*args: object, **kwargs: object) -> object:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", dying)
-
-
-def curve(folder: Path) -> list[tuple[str, int, float]]:
-    return [(row["stage"], row["step"], row["total"]) for row in Log(folder / "log.jsonl").lines()]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +32,7 @@ def test_whole_recipe_meets_its_budget_and_comes_back(whole: recipe.Trained) -> 
     done, tmp_path = whole, whole.folder
     assert curve(tmp_path)[-1][:2] == ("final", 4)
     for name, share in done.final.result["hard"].items():
-        # A gate is 1/17 of a task's fraction at most: 17 sites, and no site's granule is more than the whole site.
-        assert share == pytest.approx(0.25, abs=1 / 17), name
+        assert share == pytest.approx(0.25, abs=0.02), name
     again = json.loads((tmp_path / "result.json").read_text())
     assert again["metrics"] == done.final.result["metrics"] and again["tasks"][0]["classes"] == ["floor", "box", "ball"]
     net, preprocess = recipe.load_net(tmp_path)
@@ -110,8 +50,11 @@ def test_finished_stages_are_not_trained_again(
     shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     kill_at(monkeypatch, 0)
     assert recipe.train(source(), tmp_path, TINY).final.result == whole.final.result
+    longer = replace(TINY, final_steps=6)
+    ctx = recipe.Context(longer, make_tasks(longer, AVAILABLE), source(longer), tmp_path)
     with pytest.raises(Killed):  # more final steps: all else is kept, only that stage starts again
-        recipe.train(source(), tmp_path, replace(TINY, final_steps=6))
+        recipe.forked(ctx)
+    assert curve(tmp_path) == [row for row in curve(whole.folder) if row[0] != "final"]
     with pytest.raises(Killed):
         recipe.train(source(), tmp_path, TINY, resume=False)
 
@@ -154,17 +97,18 @@ def test_a_broken_checkpoint_falls_back_and_a_broken_result_is_made_again(
     assert load_tensors(search)[1]["stage"] == "search"
 
 
-def test_papers_recipe(tmp_path: Path) -> None:
-    config = replace(TINY, recipe="paper", balance="fixed", search_steps=2, final_steps=2)
+def test_papers_recipe_moves_its_gates(tmp_path: Path) -> None:
+    config = replace(TINY, recipe="paper", balance="fixed", plain_steps=2, search_steps=10, final_steps=30)
     done = recipe.train(source(config), tmp_path, config)
     assert done.final.name == "frozen" and set(done.final.result["metrics"]) == {"semseg", "depth"}
     assert (tmp_path / "single-semseg.safetensors").exists()
     net, _ = recipe.load_net(tmp_path)
     assert net.hard_fractions() == done.final.result["hard"]  # type: ignore[union-attr]
+    assert all(share < 0.6 for share in done.final.result["hard"].values())  # all gates are open at first
     kinds = [type(o).__name__ for o in make_optimizers(net, make_balance("fixed", {"a": 1.0}), config.optim(0.1))]
     assert kinds == ["AdamW"]  # frozen gates move no more
     fresh = recipe.build_gated(recipe.Context(config, make_tasks(config, AVAILABLE), source(config), tmp_path))
-    both = make_optimizers(fresh, make_balance("fixed", {"a": 1.0}), config.optim(0.1))
+    both = make_optimizers(fresh, make_balance("fixed", {"a": 1.0}), replace(config, gate_lr=0.1).optim(0.1))
     assert [type(o).__name__ for o in both] == ["AdamW", "SGD"] and both[1].param_groups[0]["lr"] == 0.1
 
 
@@ -218,15 +162,6 @@ def test_diverging_loss_is_reported(tmp_path: Path) -> None:
         fit(net, source(config).train(4, 0), run, make_balance("fixed", {"depth": 1.0}), tmp_path)
 
 
-def test_checkpoint_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        kill_at(patch, 5)
-        with pytest.raises(Killed):
-            recipe.train(source(), tmp_path, TINY)
-    with pytest.raises(CheckpointError, match="another network"):
-        recipe.train(source(), tmp_path, replace(TINY, width=8))
-
-
 def test_thinned_labels_take_every_corner_in_turn() -> None:
     label = torch.arange(16).view(1, 4, 4)
     corners = [int(thin({"image": label, "depth": label}, 2, step)["depth"][0, 0, 0]) for step in range(4)]
@@ -253,12 +188,6 @@ def test_unknown_task_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('{"schema": 1, "tasks": {"depth": {"kind": "depth"}}, "splits": {"train": 1}}')
     with pytest.raises(DataError, match="no task semseg: .* has depth"):
         open_source(tmp_path, replace(TINY, tasks=("semseg",)))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet_tiny", "pyramid_net", "efficientnet_lite0"])
-def test_every_backbone_name_is_built(name: str) -> None:
-    backbone = make_backbone(replace(TINY, backbone=name, width=4 if name == "resnet18" else 0.25))
-    assert backbone.eval()(torch.zeros(1, 3, 32, 32))[0].shape[0] == 1
 
 
 def test_granule_is_an_eighth_and_at_least_four() -> None:

@@ -144,6 +144,12 @@ def random_masks(net: InterroGateNet, chance: float = 0.4, seed: int = 0) -> dic
     return {site.name: chosen[id(site.gates)] for site in net.gate_sites()}
 
 
+def plain_state(net: InterroGateNet) -> dict[str, Tensor]:
+    """The shared branch and the heads as a PlainNet's state: what is left when all gates are closed."""
+    state = {f"backbone.{key}": value for key, value in net.branches["shared"].state_dict().items()}
+    return state | {f"heads.{key}": value for key, value in net.heads.state_dict().items()}
+
+
 def all_masks(net: InterroGateNet, value: bool) -> dict[str, Tensor]:
     """The same decision everywhere."""
     return {name: torch.full_like(mask, value) for name, mask in net.gate_masks().items()}
