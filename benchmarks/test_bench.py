@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from igate_edge.accuracy import int8_losses
 from igate_edge.bench import BenchReport, bench
 from igate_edge.builder import MIN_COVERAGE
+from igate_edge.bundle import Bundle
 from igate_edge.runtime.engine import Engine
 
 
@@ -28,6 +30,15 @@ def test_int8_coverage_and_ratios(example: Path) -> None:
     assert ours.int8_share >= MIN_COVERAGE
     assert ours.meaningful and report.separate_over_ours["meaningful"], report.warnings
     assert ours.ms < report.row("dense").ms, "a pruned net must beat run-time gating"
+
+
+def test_int8_is_within_1_percent_of_float(example: Path) -> None:
+    """What `igate export` measured on the held-out frames, as the bundle carries it."""
+    bundle = Bundle.read(example)
+    results = bundle.manifest["results"]
+    for spec in bundle.tasks:
+        assert results["float"][spec.name][spec.metric] > 0 and results["int8"][spec.name][spec.metric] > 0
+    assert int8_losses(bundle.tasks, results) == []
 
 
 def test_frame(example: Path, tmp_path: Path, frames: list, seconds: Callable[..., float]) -> None:

@@ -25,6 +25,7 @@ CALIBRATION_FRAMES = 64
 
 def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> Answer:
     """Package the network of a training run, with ranges, golden frames, labels and its accuracy, into a bundle."""
+    from .accuracy import int8_losses
     from .bundle import write_bundle
     from .cli_inspect import inspect_file
     from .gating.export import to_onnx
@@ -52,7 +53,8 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
         )
         results = _results(trial, frames, about)
     parts: dict[str, Any] = {"ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
-    write_bundle(out, {**bundle.manifest, "results": results}, model=bundle.model, **parts)
+    warnings = [*bundle.warnings, *int8_losses(specs, results)]
+    write_bundle(out, {**bundle.manifest, "results": results, "warnings": warnings}, model=bundle.model, **parts)
     answer = inspect_file(out)
     title = f"Accuracy on held-out frames ({frames.title}, {len(frames.held)} frames)"
     table = accuracy_grid(specs, results_nets(results), title)

@@ -154,7 +154,8 @@ def _is_name(value: Any) -> bool:
 
 
 def _whole(what: str, value: Any, low: int, high: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= int(value) <= high:
         raise InputError(f"{what} is not usable", f"{value!r:.60}", f"use a whole number from {low} to {high}")
     return int(value)
 

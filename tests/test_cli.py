@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from igate_edge import cli, cli_console
+from igate_edge.bundle import Bundle, write_bundle
 from igate_edge.errors import CheckFailed, ConvertError, UnavailableError
 from igate_edge.package import package
 
@@ -286,6 +287,29 @@ def test_demo_shows_everything_and_says_where_to_look(bundle: Path, tmp_path: Pa
     assert (tmp_path / "demo" / "report.html").exists() and (tmp_path / "demo" / "frame3.png").exists()
     assert str(tmp_path / "demo" / "report.html") in result.out.replace("\n", "")
     assert "PASSED" in result.out and "separate" in result.out
+
+
+def test_report_and_demo_show_an_engine_that_fell_back_to_float(bundle: Path, tmp_path: Path) -> None:
+    stored = Bundle.read(bundle)
+    shrunk = {name: (low / 20, high / 20) for name, (low, high) in stored.ranges.items()}
+    bad, out = tmp_path / "bad.igate", tmp_path / "report.html"
+    parts = {"model": stored.model, "plain": stored.plain, "golden": stored.golden}
+    write_bundle(bad, stored.manifest, ranges=shrunk, **parts)
+    result = igate("report", bad, "--out", out, "--no-bench", "--cache", tmp_path / "c")
+    assert result.code == 0, result.err
+    page = out.read_text()
+    assert "this row: float engine" in page and "INT8 engine" not in page and "fell back to float" in page
+    shown = igate("demo", "--bundle", bad, "--out", tmp_path / "demo")
+    assert shown.code == 1 and "does NOT compute" in shown.out, "the demo verifies too, and INT8 is not as packaged"
+    assert (tmp_path / "demo" / "report.html").exists()
+
+
+def test_run_finds_the_engine_that_was_built_on_own_frames(bundle: Path, image: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", np.stack(tinynet.frames(8, seed=5)))
+    own = ["--calibration", tmp_path / "frames.npy", "--cache", tmp_path / "c", "--precision", "int8"]
+    assert igate("build", bundle, *own).code == 0
+    assert igate("run", bundle, image, "--out", tmp_path / "o", *own).code == 0
+    assert len(list((tmp_path / "c").glob("*.engine"))) == 1
 
 
 def test_typer_can_drive_the_application_too(bundle: Path) -> None:

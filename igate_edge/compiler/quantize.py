@@ -348,7 +348,7 @@ class _Lowering:
             opset_imports=dict(model.graph.opset_imports),
             name=model.graph.name,
         )
-        properties = {**model.metadata_props, "igate_dialect": self.dialect}
+        properties = dict(model.metadata_props)
         return ir.Model(
             graph, ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=properties
         )

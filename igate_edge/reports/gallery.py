@@ -23,7 +23,7 @@ WIDEST = 320
 
 @dataclass(frozen=True)
 class Shown:
-    """One golden frame, uint8 RGB [H,W,3]; per task its label (None = none stored), packaged float and engine output."""
+    """One golden frame, uint8 RGB [H,W,3]; per task its label (None = none stored), packaged float, engine output."""
 
     frame: np.ndarray
     label: dict[str, np.ndarray | None]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..metrics import Metric
 from .balance import Balance
 from .loop import Labels
 from .step import Batch, Optim, Penalty, add_batch, make_optimizers, set_lr, train_step
+from .tasks import Task
 
 
 class IgateModule(lightning.LightningModule):
@@ -35,7 +37,7 @@ class IgateModule(lightning.LightningModule):
         self.automatic_optimization = False
         self.net, self.balance, self.steps = net, balance, steps
         self.optim, self.penalty = optim or Optim(), penalty
-        self._tasks: Any = net.tasks
+        self._tasks = cast("Sequence[Task]", net.tasks)
         self._metrics: dict[str, Metric] = {}
         self._labels = Labels(self._tasks, 0)
 

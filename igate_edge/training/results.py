@@ -22,6 +22,7 @@ from ..contract import OutputSpec
 from ..errors import CheckFailed, IgateError
 from ..files import write_atomic
 from ..metrics import delta_mtl
+from ..reports.sharing import layers, stage_fractions
 from .config import TrainConfig
 from .results_runs import write_runs
 from .rivals import Shares, Table
@@ -221,17 +222,15 @@ def spent(table: Table, name: str, paths: list[Path]) -> dict[str, Any]:
 
 
 def by_stage(gates: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
-    """Stage (the part of a site's name before the first _) -> task -> share of open channels.
+    """Stage, as the report's sharing map groups sites -> task -> share of open channels.
 
     >>> by_stage({"layer1_0_conv1": {"d": "1100"}, "layer1_0_add": {"d": "0000"}})
     {'layer1': {'d': 0.25}}
     """
-    joined: dict[str, dict[str, str]] = {}
-    for site, tasks in gates.items():
-        stage = joined.setdefault(site.partition("_")[0], {})
-        for task, row in tasks.items():
-            stage[task] = stage.get(task, "") + row
-    return {s: {t: row.count("1") / len(row) for t, row in tasks.items()} for s, tasks in joined.items()}
+    tasks = list(next(iter(gates.values()), {}))
+    sites = [{"name": site, "channels": len(next(iter(rows.values()))), "open": rows} for site, rows in gates.items()]
+    found = stage_fractions(layers(sites, tasks), tasks)
+    return {stage: dict(zip(tasks, shares, strict=True)) for stage, _, shares in found}
 
 
 def _about(tables: list[Table], rows: list[dict[str, Any]]) -> dict[str, Any]:

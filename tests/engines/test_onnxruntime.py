@@ -6,7 +6,6 @@ import dataclasses
 import subprocess
 import sys
 import threading
-import time
 
 import int8_nets
 import numpy as np
