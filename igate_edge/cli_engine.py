@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, progress, say
+from .errors import InputError
 from .reports.grids import bench_grid, cost_grid, golden_grid, separate_sentence
 from .reports.tables import number, percent, times
 
@@ -84,6 +86,9 @@ def bench_bundle(path: Path, rounds: int, threads: int, max_ratio: float | None,
     """Time a bundle against its rivals; the answer's code is 1 when it misses the budget that was given."""
     from .bench import bench
 
+    for name, limit in (("--max-ratio", max_ratio), ("--max-ms", max_ms)):
+        if limit is not None and not 0 < limit < math.inf:  # nothing exceeds NaN: it would always pass
+            raise InputError("not a limit", f"{name} is {limit}", "give a number above 0")
     say(f"timing {path.name}: {rounds} interleaved rounds, {threads} thread(s)")
     report = bench(path, rounds, threads=threads)
     missed = missed_budget(report, max_ratio, max_ms)

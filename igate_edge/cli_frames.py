@@ -45,6 +45,8 @@ def open_frames(source: Path) -> Frames:
     from .frames import SUFFIXES
 
     suffix = source.suffix.lower()
+    if source.exists() and not source.is_dir() and not source.is_file():
+        raise DataError("not a file of frames", f"{source} is not a regular file", "pass an image, a video or a folder")
     if source.is_dir():
         entries = sum(path.suffix.lower() in SUFFIXES for path in source.iterdir())
         return Frames(entries, _first(source, _pictures(source)))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer
 from .errors import InputError
-from .files import os_errors
 from .reports.grids import cost_grid, stage_grid
 from .reports.sharing import layers, stage_fractions
 from .reports.tables import Grid, flat, number, size_of
@@ -32,15 +31,13 @@ def inspect_file(path: Path) -> Answer:
 def _onnx(path: Path) -> Answer:
     from .compiler import graph, prune
 
-    with os_errors(path, "read"):
-        data = path.read_bytes()
-    model = graph.load(data)
+    model = graph.load(path)
     meta = graph.meta(model)
     plain = prune.prune(prune.close_all(model)).model if meta.get("form") == "gated" else model
     document = {
         "file": str(path),
         "kind": "onnx",
-        "bytes": len(data),
+        "bytes": path.stat().st_size,
         "form": meta.get("form"),
         **_network(model, plain, list(graph.specs(model)), graph.preprocess(model), meta.get("sites", [])),
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, messages, say
 from .errors import DataError, InputError
+from .files import read_file
 from .reports.grids import accuracy_grid
 from .reports.tables import percent
 
@@ -108,7 +109,7 @@ def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """Settings from a JSON file: TrainConfig's fields, as a run's config.json has them. Raises InputError."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_file(path))
     except OSError as error:
         raise InputError(f"cannot read {path}", error.strerror or str(error), "check --config") from error
     except ValueError as error:

@@ -50,6 +50,18 @@ def os_errors(path: Path, doing: str) -> Iterator[None]:
         raise UnavailableError(f"cannot {doing} {path}", error.strerror or str(error), fix) from error
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a regular file; an OSError for anything else: a pipe would wait for a writer, a device has no end.
+
+    >>> read_file(Path(os.devnull))
+    Traceback (most recent call last):
+    OSError: [Errno 22] not a regular file: '/dev/null'
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 class _Target(io.FileIO):
     """A new file whose failing writes are sentences; other errors of the code that writes stay what they are."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import DataError, UnavailableError
+from .files import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 #: Images with more pixels than this are refused before they are decoded: a small file can unpack to gigabytes.
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 65_536
 _PNG = b"\x89PNG\r\n\x1a\n"
-_MODES_8BIT = ("L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+_MODES_8BIT = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
 
 def pillow() -> Any:
@@ -40,7 +42,7 @@ def _open(path: Path, what: str) -> Image:
     """Open and decode one image file; every way a file can be wrong becomes a DataError that names it."""
     modules = pillow()
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError as error:
         raise DataError(f"missing {what}", str(path), "check the path") from error
     except PermissionError as error:
@@ -52,12 +54,15 @@ def _open(path: Path, what: str) -> Image:
     try:
         picture = modules.Image.open(io.BytesIO(data))
         width, height = picture.size
-        if width * height <= MAX_PIXELS:
+        if width * height <= MAX_PIXELS and max(width, height) <= MAX_SIDE:
             picture.load()
             return picture
-        reason = f"{width}x{height} pixels; the limit is {MAX_PIXELS} in all"
+        reason = f"{width}x{height} pixels; the limit is {MAX_PIXELS} in all and {MAX_SIDE} a side"
     except (modules.Image.DecompressionBombError, modules.Image.DecompressionBombWarning) as error:
         reason = str(error)
+    except modules.UnidentifiedImageError as error:  # its own words name our buffer, not the file
+        evidence = f"{len(data)} bytes that start with {data[:8]!r}"
+        raise DataError(f"corrupt {what} {path}", evidence, "write this file again, or take it out") from error
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error on damaged files
         evidence = f"{len(data)} bytes; {error}"
         raise DataError(f"corrupt {what} {path}", evidence, "write this file again, or take it out") from error
@@ -81,8 +86,9 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     picture = _open(path, "image")
     if _is_16bit(path, picture):
-        evidence = f"{path} has mode {picture.mode} with more than 8 bits a channel"
-        raise DataError("the image is not 8-bit", evidence, "save it as 8-bit RGB (is it a depth image?)")
+        deep = picture.mode[0] in "IFR"  # integers, floats, and RGB that was narrowed
+        evidence = f"{path} has mode {picture.mode}{' with more than 8 bits a channel' if deep else ''}"
+        raise DataError("the image is not 8-bit RGB or grey", evidence, "save it as 8-bit RGB (is it a depth image?)")
     return np.asarray((pillow().ImageOps.exif_transpose(picture) or picture).convert("RGB"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import write_atomic
+from ..files import read_file, write_atomic
 
 SCHEMA = 1
 INFO = "data.json"
@@ -134,7 +134,7 @@ def read_info(folder: str | os.PathLike[str]) -> DataInfo:
 def load_json(path: Path) -> Any:
     """Parse a JSON file; raises DataError for a missing, unreadable or broken one."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except FileNotFoundError as error:
         raise DataError(
             f"missing {path.name}", str(path), "write it: see the data format in the documentation"

@@ -17,13 +17,13 @@ torch = pytest.importorskip("torch")
 
 #: backbone -> (constructor arguments, tasks, image size, patterns by default, patterns in the slow set)
 BACKBONES = {
-    "resnet18": ({"width": 4}, 3, 32, 26, 260),
-    "resnet34": ({"width": 4}, 2, 32, 6, 80),
-    "resnet50": ({"width": 4}, 2, 32, 6, 80),
-    "efficientnet_lite0": ({"size": (32, 32)}, 2, 32, 6, 20),
-    "mobilenet_v2": ({"width": 0.125}, 2, 32, 6, 60),
-    "densenet_tiny": ({"growth": 4, "layers": 2}, 3, 32, 75, 250),
-    "pyramid_net": ({"width": 4}, 3, 32, 75, 250),
+    "resnet18": ({"width": 4}, 2, 32, 20, 260),
+    "resnet34": ({"width": 4}, 2, 32, 5, 80),
+    "resnet50": ({"width": 4}, 2, 32, 5, 80),
+    "efficientnet_lite0": ({"size": (32, 32)}, 2, 32, 5, 20),
+    "mobilenet_v2": ({"width": 0.125}, 2, 32, 5, 60),
+    "densenet_tiny": ({"growth": 4, "layers": 2}, 3, 32, 80, 250),
+    "pyramid_net": ({"width": 4}, 3, 32, 80, 250),
 }
 
 
