@@ -130,6 +130,7 @@ def _results(bundle: Path, frames: _Frames, about: dict[str, Any]) -> dict[str, 
     found = {precision: accuracy(bundle, frames.held, precision) for precision in ("float", "int8")}
     rivals = {"plain shared net, float": about["plain"]} if about.get("plain") else {}
     rivals |= {f"{name}, float": values for name, values in single_nets(about).items()}
+    rivals |= about.get("rivals") or {}
     return {"split": frames.title, "frames": len(frames.held), **found, "rivals": rivals}
 
 

@@ -152,7 +152,10 @@ def test_options_replace_the_settings_of_a_file(tmp_path: Path) -> None:
         (["--recipe", "nice"], ["unknown recipe 'nice'", "forked, paper"]),
         (["--config", "none.json"], ["cannot read none.json"]),
         (["--backbone", "densenet_tiny", "--width", "8"], ["densenet_tiny takes no width"]),
-        (["--budget", "0.03", "--granule", "64", "--tie", "none"], ["cannot own 3%", "granule"]),
+        (
+            ["--backbone", "pyramid_net", "--budget", "0.03", "--granule", "64", "--tie", "none"],
+            ["cannot own 3%", "granule"],
+        ),
         (["--task", "nonsense"], ["nonsense", "semseg", "depth"]),
         (["--budget", "1.5"], ["budget", "1.5"]),
         (["--budget", "-0.1"], ["budget", "-0.1"]),

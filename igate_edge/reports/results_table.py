@@ -7,21 +7,22 @@ from typing import Any
 
 #: Row name -> what a reader calls the net.
 NAMES = {
-    "single": "three single-task nets",
+    "single": "three single-task nets, the whole compute each",
+    "single-third": "three single-task nets, a third of it each",
     "plain": "plain shared net",
     "widened": "plain net, widened to the MACs of ours at {} %",
     "random": "random gates, same counts as ours at {} %",
     "ours": "**ours, {} % own channels**",
 }
-HEADER = ("net (INT8)", "mIoU", "depth RMSE m", "normals °", "delta %", "delta % float", "own channels", "MMAC", "time")
+HEADER = ("net (INT8)", "mIoU", "depth RMSE m", "normals °", "delta %", "equal %", "own channels", "MMAC", "time")
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """Rows of a results document as a Markdown table, single-task nets first; `-` where nothing was measured.
 
-    >>> row = {"name": "plain", "seed": 0, "metrics": {}, "int8": {}, "delta_mtl": 1.0, "macs": 2e6, "hard": None}
+    >>> row = {"name": "ours-10", "seed": 0, "int8_delta_mtl": 1.0, "macs": 2e6, "hard": {"depth": 0.1}}
     >>> print(markdown({"rows": [row]}).splitlines()[-1])
-    | plain shared net | - | - | - | - | +1.0 | - | 2 | - |
+    | **ours, 10 % own channels** | - | - | - | +1.0 | - | 0.10 | 2 | - |
     """
     rows = sorted(document["rows"], key=lambda row: (list(NAMES).index(_kind(row)), _share(row), row["seed"]))
     lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}"]
@@ -29,11 +30,13 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    return str(row["name"]).partition("-")[0]
+    name = str(row["name"])
+    return name if name in NAMES else name.partition("-")[0]
 
 
 def _share(row: Mapping[str, Any]) -> int:
-    return int(str(row["name"]).partition("-")[2] or 0)
+    share = str(row["name"]).partition("-")[2]
+    return int(share) if share.isdigit() else 0
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -45,7 +48,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         NAMES[_kind(row)].format(_share(row)),
         *values,
         _delta(row.get("int8_delta_mtl")),
-        _delta(row.get("delta_mtl")),
+        _delta(row.get("delta_mtl_equal_compute")),
         hard,
         f"{row['macs'] / 1e6:.0f}",
         "-" if ratio is None else f"{ratio:.2f}x",
