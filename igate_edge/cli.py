@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .cli_console import Answer, command, print_error, print_json, say
+from .cli_console import Answer, command, print_error, say
 from .errors import InputError
 
 app = typer.Typer(
@@ -192,17 +194,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `igate`; always ends in SystemExit with one of the fixed codes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _refuse_empty(given)
         code = app(args=given, prog_name="igate", standalone_mode=False)
     except Exception as error:  # usage errors of the parser; commands handle their own
-        code = _usage(error, "--json" in given)
+        code = _usage(error, given)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _usage(error: Any, as_json: bool) -> int:
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Refuse "" (a script's unset variable): as a path it would be read as the current folder."""
+    if any(not text or re.fullmatch("--[a-z-]+=", text) for text in given):
+        raise InputError("an argument is empty", shlex.join(["igate", *given]), "give it a value, or leave it out")
+
+
+def _usage(error: Any, given: Sequence[str]) -> int:
     """A parser's complaint (recognised by its interface: typer brings its own copy of click) as our sentence."""
     if type(error).__name__ == "Abort":
         say("stopped")
         return 130
+    if isinstance(error, InputError):
+        return _say_usage(error, given)
     if not hasattr(error, "format_message"):
         raise error
     context = getattr(error, "ctx", None)
@@ -210,9 +221,11 @@ def _usage(error: Any, as_json: bool) -> int:
     if not message:  # no command given: the help was printed
         return 2
     where = context.command_path if context is not None else "igate"
-    sentence = InputError(message, "", f"see `{where} --help`")
-    if as_json:
-        print_json(sentence.as_json())
-    else:
-        print_error(sentence, False)
-    return 2
+    cause, _, guess = message.partition(". Did you mean")
+    fix = f"did you mean{guess} See `{where} --help`" if guess else f"see `{where} --help`"
+    return _say_usage(InputError(cause, shlex.join(["igate", *given]), fix), given)
+
+
+def _say_usage(sentence: InputError, given: Sequence[str]) -> int:
+    print_error(sentence, "--json" in given)
+    return sentence.exit_code

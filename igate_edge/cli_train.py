@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +93,15 @@ def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
     for name in ("backbone", "width", "budget", "seed", "recipe", "balance", "granule", "tie", "lr"):
         if getattr(args, name) is not None:
             found[name] = getattr(args, name)
-    if args.width is not None and args.width == int(args.width):
+    if args.width is not None and args.width.is_integer():
         found["width"] = int(args.width)
     if args.size is not None:
         found["size"] = parse_size(args.size)
     if args.weights:
-        found["weights"] = dict(map(parse_weight, args.weights))
+        given = [parse_weight(text) for text in args.weights]
+        found["weights"] = dict(given)
+        if len(given) > len(found["weights"]):
+            raise InputError("a task has two weights", ", ".join(args.weights), "give one --weight a task")
     if args.steps is not None:
         found |= plan_steps(args.steps, len(found.get("tasks") or known))
     if args.singles:  # as many steps as the gated net has in its plain and final stages
@@ -158,10 +162,11 @@ def parse_size(text: str) -> tuple[int, int]:
     >>> parse_size("128x96")
     (96, 128)
     """
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError("not an image size", repr(text), "write WIDTHxHEIGHT, for example 128x96")
-    return int(parts[1]), int(parts[0])
+    # ASCII digits, few: Python's own idea of a digit includes superscripts, and it refuses thousands of them.
+    parts = re.fullmatch("0*([1-9][0-9]{0,8})x0*([1-9][0-9]{0,8})", text.lower())
+    if parts is None:
+        raise InputError("not an image size", f"{text!r:.80}", "write WIDTHxHEIGHT, for example 128x96")
+    return int(parts[2]), int(parts[1])
 
 
 def _same(stored: dict[str, Any], asked: dict[str, Any]) -> None:

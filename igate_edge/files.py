@@ -41,6 +41,7 @@ def os_errors(path: Path, doing: str) -> Iterator[None]:
         errno.EDQUOT: "free disk space, then run the command again: nothing was lost",
         errno.ENOENT: "check the path",
         errno.ENOTDIR: "check the path: a part of it is a file",
+        errno.EEXIST: "a file of this name is in the way: choose another folder",
         errno.EISDIR: "give a file name, not a folder",
     }
     try:
@@ -79,7 +80,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success sync it and rename it over `path`, on any error delete it.
 
     A process killed meanwhile leaves `.NAME.*.tmp`, which a write of the same file deletes when it is an hour old.
-    Raises UnavailableError (no permission, full disk, missing folder); what stood at `path` then stays as it was.
+    Raises UnavailableError (no permission, full disk, missing folder) and InputError (`path` is a device or a pipe);
+    what stood at `path` then stays as it was.
 
     >>> import tempfile; from pathlib import Path
     >>> target = Path(tempfile.mkdtemp()) / "a.bin"
@@ -89,6 +91,9 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = as_path(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # A rename would put a file in the place of a device: as root even of /dev/null.
+        raise InputError("not a place for a file", f"{path} is a device, a pipe or a socket", "give a file name")
     _remove_stale(path)
     with os_errors(path, "write"):
         raw = _Target(temporary, path)

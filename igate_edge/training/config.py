@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -88,10 +89,7 @@ class TrainConfig:
             raise InputError(
                 "size or batch is too small", f"{self.size}, {self.batch}", "use 32 pixels, 1 frame or more"
             )
-        rates = {name: getattr(self, name) for name in ("sparsity_weight", "gate_lr", "single_steps", "lr")}
-        wrong = [f"{name} {value}" for name, value in rates.items() if value is not None and not value > 0]
-        if wrong or self.granule < 0:
-            raise InputError("a setting must be positive", ", ".join(wrong) or f"granule {self.granule}", "change it")
+        _check_numbers(self)
         if self.width is not None:
             _check_width(self.backbone, self.width)
 
@@ -112,6 +110,10 @@ class TrainConfig:
                 not isinstance(data[f.name], kinds) or isinstance(data[f.name], bool) != (kinds is bool)
             ):
                 raise InputError(f"setting {f.name} has a wrong type", repr(data[f.name]), f"it is {f.type}")
+            items = data.get(f.name)
+            inner = items.values() if isinstance(items, dict) else items if isinstance(items, list | tuple) else ()
+            if any(isinstance(item, bool) or not isinstance(item, _ITEMS[f.name]) for item in inner):
+                raise InputError(f"setting {f.name} holds a wrong type", repr(items), f"it is {f.type}")
         lists = {key: tuple(data[key]) for key in ("tasks", "size") if key in data}
         return cls(**{**data, **lists})
 
@@ -164,6 +166,27 @@ _CHOICES = {
         "pyramid_net",
     ),
 }
+
+
+#: Types of what lists and dicts hold.
+_ITEMS: dict[str, Any] = {"tasks": str, "size": int, "budget": (int, float), "weights": (int, float)}
+_POSITIVE = (
+    *("lr", "fork_lr", "search_lr", "gate_lr", "sparsity_weight", "head_width", "log_every", "checkpoint_every"),
+    *("plain_steps", "fork_steps", "search_steps", "final_steps", "balance_steps", "single_steps", "label_stride"),
+)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError("a setting must be positive", f"{name} {value}", "change it")
+    weights = {f"the weight of {name}": value for name, value in config.weights.items()}
+    for name, value in {"granule": config.granule, "weight_decay": config.weight_decay, **weights}.items():
+        if not 0 <= value < math.inf:
+            raise InputError("a setting must be 0 or more", f"{name} {value}", "change it")
+    if not -(2**63) <= config.seed < 2**63:
+        raise InputError("the seed is out of range", str(config.seed)[:40], "give a number of at most 63 bits")
 
 
 def _check_width(backbone: str, width: float) -> None:

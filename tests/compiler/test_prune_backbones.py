@@ -156,6 +156,7 @@ def _follow(value: ir.Value | None, found: list[str]) -> None:
             _follow(operand, found)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_backbone(name: str) -> None:
     model = export(name)

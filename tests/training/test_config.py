@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_round_trip() -> None:
         ({"batch": True}, "setting batch has a wrong type"),
         ({"gate_lr": -1.0}, "must be positive: gate_lr -1.0"),
         ({"size": [64]}, "size or batch"),
+        ({"size": ["64", "64"]}, "setting size holds a wrong type"),
+        ({"tasks": [1]}, "setting tasks holds a wrong type"),
+        ({"budget": {"depth": "x"}}, "setting budget holds a wrong type"),
+        ({"weights": {"depth": True}}, "setting weights holds a wrong type"),
+        ({"weights": {"depth": math.nan}}, "0 or more: the weight of depth nan"),
+        ({"lr": math.inf}, "must be positive: lr inf"),
+        ({"fork_lr": -1}, "must be positive: fork_lr -1"),
+        ({"plain_steps": 0}, "must be positive: plain_steps 0"),
+        ({"log_every": 0}, "must be positive: log_every 0"),
+        ({"weight_decay": -1}, "0 or more: weight_decay -1"),
+        ({"seed": 2**63}, "seed is out of range: 9223372036854775808"),
+        ({"width": math.nan}, "channels of the first stage: got nan"),
     ],
 )
 def test_wrong_settings(data: dict[str, Any], words: str) -> None:
