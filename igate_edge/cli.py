@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .cli_console import Answer, command, print_error, say
-from .errors import InputError
+from .cli_console import Answer, command, drop_stdout, explain, print_error, say
+from .errors import InputError, UnavailableError
 
 app = typer.Typer(
     name="igate",
@@ -196,6 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _refuse_empty(given)
         code = app(args=given, prog_name="igate", standalone_mode=False)
+    except SystemExit:  # rich's way to say that the reader of the help has gone
+        code = 0
+    except OSError as error:  # stdout cannot be written
+        drop_stdout()
+        print_error(explain(error), False)
+        code = UnavailableError.exit_code
     except Exception as error:  # usage errors of the parser; commands handle their own
         code = _usage(error, given)
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -7,6 +7,7 @@ Answers go to stdout; progress and messages go to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -73,6 +74,18 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
+def drop_stdout() -> None:
+    """Send what is left of stdout nowhere: it cannot be written, and Python would complain when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Shown(Console):
+    def on_broken_pipe(self) -> None:
+        """As for JSON; rich itself would end the process with code 1, which means a failed check."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def missing_package(error: ModuleNotFoundError) -> IgateError | None:
     """The sentence for an absent package, or None when the module is our own (then it is a defect, not an absence)."""
     name = (error.name or "").split(".")[0]
@@ -116,8 +129,11 @@ def explain(error: Exception) -> IgateError:
 def print_error(error: IgateError, as_json: bool) -> None:
     """Cause, evidence and fix: a sentence on stderr, or one JSON document on stdout."""
     if as_json:
-        print_json(error.as_json())
-        return
+        try:
+            print_json(error.as_json())
+            return
+        except OSError:  # nobody can read it there: say it on stderr
+            drop_stdout()
     console = messages()
     console.print("[bold red]error[/] ", end="")
     console.print(f"{error.cause}{': ' + error.evidence if error.evidence else ''}.", markup=False, soft_wrap=True)
@@ -135,13 +151,13 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, json_out: bool = False, debug: bool = False, **options: Any) -> None:
+        answer = Answer({})
         try:
             answer = function(*args, **options)
             _print_answer(answer, json_out)
-        except BrokenPipeError:
-            # The reader has gone (`igate inspect x | head`); keep Python from complaining when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except BrokenPipeError:  # the reader has gone (`igate inspect x | head`): no error of ours
+            drop_stdout()
+            raise typer.Exit(answer.code) from None
         except KeyboardInterrupt:
             if debug:
                 raise
@@ -175,9 +191,9 @@ def _print_answer(answer: Answer, json_out: bool) -> None:
     if json_out:
         print_json(answer.document)
         return
-    console = Console(highlight=False)
+    console = _Shown(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)  # a file or a pipe has no width of its own
+        console = _Shown(highlight=False, width=120)  # a file or a pipe has no width of its own
     for before, item in zip(["", *answer.shown], answer.shown, strict=False):
         if before == item == "":
             continue

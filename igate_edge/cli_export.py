@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
 from .cli_train import GOLDEN_FRAMES, data_info, single_nets
-from .errors import InputError
+from .errors import DataError, InputError
 from .files import os_errors
 from .reports.grids import accuracy_grid, results_nets
 
@@ -84,6 +84,9 @@ class _Frames:
         whole: Any = open_split(folder, rule.split, tuple(spec.target or spec.name for spec in specs))
         self.title = rule.title
         self.held: Any = Subset(whole, range(rule.first, rule.last))
+        if len(self.held) < GOLDEN_FRAMES:
+            evidence = f"{folder} has {len(self.held)} frames to check with ({self.title}), {GOLDEN_FRAMES} are needed"
+            raise DataError("too few held-out frames", evidence, "add frames, or pass --data with more of them")
         trained_on = rule.first if rule.split == "train" else len(train)
         self.calibration = [train[k]["image"] for k in _spread(trained_on, CALIBRATION_FRAMES)]
         self.golden = [self.held[k] for k in _spread(len(self.held), GOLDEN_FRAMES)]

@@ -141,6 +141,26 @@ def test_a_reader_that_went_away_is_no_error(bundle: Path) -> None:
     assert done.stdout == "{" and done.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", ["--help", "inspect BUNDLE", "bench BUNDLE --rounds 3 --max-ms 1e-6 --json"])
+def test_a_reader_that_went_away_changes_no_exit_code(bundle: Path, arguments: str) -> None:
+    words = arguments.replace("BUNDLE", str(bundle))
+    command = f"{sys.executable} -m igate_edge {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == ("--max-ms" in arguments), done.stderr
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", ["--help", "doctor", "doctor --json", "inspect none --json", "nonsense --json"])
+def test_output_that_cannot_be_written_is_a_sentence(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "igate_edge", *arguments.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == (2 if "no" in arguments else 3)
+    assert "error" in done.stderr and "fix" in done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 def test_json_holds_no_nan_and_no_numpy() -> None:
     document = cli_console.plain_json({"a": float("nan"), "b": np.float32(0.5), "c": np.arange(2), 3: Path("x")})
     assert document == {"a": None, "b": 0.5, "c": [0, 1], "3": "x"}

@@ -131,7 +131,52 @@ def test_a_video_without_pyav_names_the_extra(bundle: Path, tmp_path: Path, monk
     refused(igate("run", bundle, tmp_path / "x.mp4", "--json"), 3, "PyAV", "igate-edge[video]")
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "x.mp4"])
+def test_a_pipe_is_refused_and_not_waited_for(bundle: Path, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    refused(igate("run", bundle, tmp_path / name, "--json"), 2, name, "not a regular file")
+    refused(igate("build", bundle, "--calibration", tmp_path / name, "--json"), 2, name, "not a regular file")
+
+
+def test_a_pipe_for_a_model_or_among_pictures(bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.onnx")
+    os.mkfifo(tmp_path / "x.png")
+    refused(igate("inspect", tmp_path / "x.onnx", "--json"), 2, "x.onnx", "not a regular file")
+    refused(igate("run", bundle, tmp_path, "--json"), 2, "x.png", "not a regular file")
+
+
+# Bad input: arguments
+
+
+@pytest.mark.parametrize("arguments", [["run", "a.igate", ""], ["run", "a", "b", "--out="], ["demo", "--out", ""]])
+def test_an_empty_argument_is_not_the_current_folder(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(igate(*arguments, "--json"), 2, "an argument is empty", arguments[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_argument_is_shown_with_what_was_typed() -> None:
+    refused(igate("build", "x", "--threads", "many", "--json"), 2, "--threads", "many", "igate build --help")
+    refused(igate("inspekt", "--json"), 2, "No such command 'inspekt'", "did you mean 'inspect'?")
+
+
+@pytest.mark.parametrize("option", ["--max-ratio", "--max-ms"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_a_limit_that_would_always_or_never_pass(bundle: Path, option: str, value: str) -> None:
+    refused(igate("bench", bundle, option, value, "--rounds", 3, "--json"), 2, "not a limit", option)
+
+
 # Bad input: the disk
+
+
+def test_a_device_is_not_replaced_by_a_file(bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "pipe.html"
+    os.mkfifo(place)
+    command = ("report", bundle, "--out", place, "--no-bench", "--cache", tmp_path / "c", "--json")
+    refused(igate(*command), 2, "pipe.html", "device, a pipe")
+    assert place.is_fifo() and not list(tmp_path.glob(".*"))
 
 
 def test_no_write_permission(bundle: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

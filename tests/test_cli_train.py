@@ -28,9 +28,9 @@ SIZE = 32
 TINY = ("--backbone", "pyramid_net", "--size", f"{SIZE}x{SIZE}", "--steps", 10, "--budget", 0.25)
 
 
-def write_data(folder: Path, label: int = 1) -> Path:
-    """16 frames with a bright square that is class `label` and nearer than the rest."""
-    info = DataInfo(folder, {"semseg": ("floor", "box"), "depth": ()}, {"train": 12, "val": 4})
+def write_data(folder: Path, label: int = 1, held: int = 4) -> Path:
+    """12 and `held` frames with a bright square that is class `label` and nearer than the rest."""
+    info = DataInfo(folder, {"semseg": ("floor", "box"), "depth": ()}, {"train": 12, "val": held})
     folder.mkdir(parents=True)
     write_info(info)
     rng = np.random.default_rng(0)
@@ -161,6 +161,10 @@ def test_options_replace_the_settings_of_a_file(tmp_path: Path) -> None:
         (["--budget", "-0.1"], ["budget", "-0.1"]),
         (["--backbone", "resnet9000"], ["resnet9000", "resnet18"]),
         (["--size", "big"], ["'big'", "WIDTHxHEIGHT"]),
+        (["--width", "nan"], ["resnet18", "got nan"]),
+        (["--width", "inf"], ["resnet18", "got inf"]),
+        (["--seed", str(2**70)], ["seed is out of range"]),
+        (["--weight", "depth=1", "--weight", "depth=2"], ["two weights", "depth=2"]),
         (["--frames", "100"], ["--frames", "generated"]),
     ],
 )
@@ -181,6 +185,14 @@ def test_data_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_exporting_what_is_no_run(trained: Path, tmp_path: Path) -> None:
     refused(igate("export", tmp_path, "--json"), 2, "no trained network")
+    for number, text in enumerate(("{", "[]", "{}")):
+        shutil.copytree(trained, tmp_path / str(number))
+        (tmp_path / str(number) / "result.json").write_text(text)
+        refused(igate("export", tmp_path / str(number), "--json"), 2, "result cannot be read", "result.json")
+    small = write_data(tmp_path / "small", held=3)
+    refused(igate("export", trained, "--data", small, "--json"), 2, "too few held-out frames", "3 frames", "4 are")
+    (tmp_path / "0" / "config.json").write_text("[]")
+    refused(igate("train", "--resume", "--out", tmp_path / "0", "--json"), 2, "settings cannot be read", "a list")
     moved = tmp_path / "moved"
     shutil.copytree(trained, moved)
     (moved / "source.json").write_text('{"data": "/nowhere"}')
@@ -217,7 +229,9 @@ def test_steps_are_shared_and_none_is_lost() -> None:
     assert min(plan_steps(1, 3).values()) == 1
 
 
-@pytest.mark.parametrize("text", ["", "128", "128x", "x96", "0x96", "-1x5", "12.5x8", "1x2x3"])
+@pytest.mark.parametrize(
+    "text", ["", "128", "128x", "x96", "0x96", "-1x5", "12.5x8", "1x2x3", "²x2", "3x" + "9" * 5000]
+)
 def test_a_size_is_two_positive_numbers(text: str) -> None:
     with pytest.raises(InputError, match="WIDTHxHEIGHT"):
         parse_size(text)

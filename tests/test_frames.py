@@ -121,6 +121,25 @@ def test_16_bit_images_are_not_frames(tmp_path) -> None:
         read_image(_png(tmp_path / "b.png", 3, 2, 16, 2, rows))
 
 
+def test_black_and_white_is_a_picture_and_lab_is_named(tmp_path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "bw.png")
+    assert read_image(tmp_path / "bw.png").tolist() == [[[0] * 3, [255] * 3]]
+    Image.new("LAB", (4, 4)).save(tmp_path / "lab.tif")
+    with pytest.raises(DataError, match=r"not 8-bit RGB or grey: .*lab\.tif has mode LAB\. Fix"):
+        read_image(tmp_path / "lab.tif")
+
+
+def test_a_side_that_no_answer_can_have_is_refused_undecoded(tmp_path) -> None:
+    with pytest.raises(DataError, match=r"wide\.png is too large: 65537x1 pixels"):
+        read_image(_png(tmp_path / "wide.png", 65_537, 1, 8, 2, b""))
+
+
+def test_what_is_no_image_is_shown_by_its_first_bytes(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(b"<html>no")
+    with pytest.raises(DataError, match=r"a\.png: 8 bytes that start with b'<html>no'"):
+        read_image(tmp_path / "a.png")
+
+
 def test_labels_of_the_wrong_depth_are_named(tmp_path) -> None:
     deep = _save(tmp_path / "deep.png", np.full((4, 6), 1000, np.uint16))
     flat = _save(tmp_path / "flat.png", np.full((4, 6), 3, np.uint8))

@@ -102,7 +102,9 @@ def stored_run(folder: Path) -> dict[str, Any] | None:
     try:
         config = json.loads((folder / "config.json").read_text())
         about = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {}
-        return {"config": dict(config), "data": about.get("data"), "fingerprint": about.get("fingerprint")}
+        if not isinstance(config, dict):  # dict([]) would be a run with every setting at its default
+            raise TypeError(f"config.json holds a {type(config).__name__}")
+        return {"config": config, "data": about.get("data"), "fingerprint": about.get("fingerprint")}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError("the run's settings cannot be read", f"{folder}: {error}", "choose another folder") from error
 
@@ -219,9 +221,13 @@ def load_net(folder: str | os.PathLike[str], stage: str = "final") -> tuple[Inte
     if not path.exists() or not (folder / "result.json").exists():
         fix = "train first, or resume the run that was interrupted"
         raise InputError(f"no trained network in {folder}", f"{path.name} or result.json is missing", fix)
-    about = json.loads((folder / "result.json").read_text())
-    config = TrainConfig.from_json(about["config"])
-    specs = [OutputSpec.from_json(spec) for spec in about["tasks"]]
+    try:
+        about = json.loads((folder / "result.json").read_text())
+        config = TrainConfig.from_json(about["config"])
+        specs = [OutputSpec.from_json(spec) for spec in about["tasks"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        evidence = f"{folder / 'result.json'}: {type(error).__name__}: {error}"
+        raise InputError("the run's result cannot be read", evidence, "resume the run: it is written again") from error
     tasks = make_tasks(config, {spec.target: spec.classes for spec in specs})
     return restore(config, tasks, path), config.preprocess()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,6 +15,7 @@ import numpy as np
 
 from .. import bench
 from ..accuracy import accuracy
+from ..errors import CheckFailed
 from ..files import write_atomic
 from ..gating.export import to_onnx
 from ..metrics import delta_mtl
@@ -48,19 +50,24 @@ def measure(
     """Add `int8`, `int8_delta_mtl`, `ms`, `ms_ratio` and `ms_ratio_interval` to the rows of the table at `path`.
 
     All nets of a seed are timed in turn in one process, INT8, one thread; a ratio is the median over rounds of a net's
-    time over the plain net's in the same round. A row of several nets takes the sum of their times.
+    time over the plain net's in the same round. A row of several nets takes the sum of their times. A net whose INT8
+    engine is refused gets `int8_refused`, the reason, and no other column.
     """
     whole = json.loads(path.read_text())
     for table in tables:
         rows = {row["name"]: row for row in whole["rows"] if row["seed"] == table.config.seed}
         bundles = {name: [_bundle(table, file) for file in files] for name, files in paths(table).items()}
+        specs = [task.spec for task in table.tasks]
         for name, row in rows.items():
             values: dict[str, Any] = {}
-            for bundle in bundles[name]:
-                values |= accuracy(bundle, _frames(table, "val"), "int8")
-            specs = [task.spec for task in table.tasks]
+            try:
+                for bundle in bundles[name]:
+                    values |= accuracy(bundle, _frames(table, "val"), "int8")
+            except CheckFailed as error:
+                row["int8_refused"] = str(error)
+                del bundles[name]
+                continue
             row["int8"] = {s.name: {s.metric: values[s.name][s.metric]} for s in specs}
-        for row in rows.values():
             if "single" in rows:
                 row["int8_delta_mtl"] = delta_mtl(row["int8"], rows["single"]["metrics"], specs)
         for name, found in _times(table, bundles, rounds).items():
@@ -93,9 +100,11 @@ def _run(engines: Sequence[Engine], image: np.ndarray) -> None:
 def _times(table: Table, bundles: Mapping[str, list[Path]], rounds: int) -> dict[str, dict[str, Any]]:
     image = to_input(next(_frames(table, "val"))["image"], table.config.preprocess())
     with ExitStack() as stack:
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
         runs: dict[str, Callable[[np.ndarray], object]] = {}
         for name, paths in bundles.items():
-            runs[name] = partial(_run, [stack.enter_context(Engine.open(path, precision="int8")) for path in paths])
+            opened = [Engine.open(path, precision="int8", cache_dir=cache) for path in paths]
+            runs[name] = partial(_run, [stack.enter_context(engine) for engine in opened])
         times = bench.interleave(runs, image, rounds)
     found: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
