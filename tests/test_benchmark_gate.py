@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ def test_only_a_measured_benchmark_passes(tmp_path: Path, flags: list[str], code
     shutil.copy(CONFTEST, tmp_path / "conftest.py")
     (tmp_path / "test_x.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    # pytest-benchmark switches itself off under xdist, whose workers it knows by these variables.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone)
     assert done.returncode == code, done.stdout
     assert code == 0 or "did not run" in done.stdout or "nothing was measured" in done.stdout

@@ -42,12 +42,12 @@ def test_the_rule(splits: dict[str, int], expected: HeldOut) -> None:
 
 
 def test_a_bundle_is_measured_on_the_frames_that_training_left_out(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "d", train=20)
+    data = write_data(tmp_path / "d", train=40)
     source = open_source(data, CONFIG)
     left_out = [round(float(x) * 0.25 * 255 + 0.5 * 255) for batch in source.val() for x in batch["image"][:, 0, 0, 0]]
     frames = _Frames(data, [OutputSpec("depth", "depth", 1, target="depth")], Preprocess(32, 32))
-    assert source.frames == 18 and left_out == [18, 19]
+    assert source.frames == 36 and left_out == [36, 37, 38, 39]
     assert [int(frame["image"][0, 0, 0]) for frame in frames.held] == left_out
     assert [int(frame["image"][0, 0, 0]) for frame in frames.golden] == left_out
-    assert max(int(image[0, 0, 0]) for image in frames.calibration) == 17
+    assert max(int(image[0, 0, 0]) for image in frames.calibration) == 35
     assert frames.title == "last tenth of train"
