@@ -18,7 +18,7 @@ from .reports.tables import Grid
 PACKAGES = (
     ("numpy", "numpy", "core", "1.26"),
     ("onnx", "onnx", "core", "1.17"),
-    ("onnx_ir", "onnx-ir", "core", "0.1.10"),
+    ("onnx_ir", "onnx-ir", "core", "1.1"),
     ("onnxruntime", "onnxruntime", "core", "1.22"),
     ("rich", "rich", "core", "13"),
     ("safetensors", "safetensors", "core", "0.4.5"),

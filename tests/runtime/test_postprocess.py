@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from igate_edge.contract import OutputSpec
 from igate_edge.errors import InputError
 from igate_edge.runtime.postprocess import decode
+
+torch = pytest.importorskip("torch", reason="compared with torch")
 
 
 def raw(*shape: int) -> np.ndarray:

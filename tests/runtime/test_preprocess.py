@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from igate_edge.contract import Preprocess
 from igate_edge.errors import InputError
 from igate_edge.runtime.preprocess import resize, to_input, to_network_size
+
+torch = pytest.importorskip("torch", reason="compared with torch")
 
 PLAIN = Preprocess(8, 8)
 
