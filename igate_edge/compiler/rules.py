@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import GraphError
 from .lanes import (
     ELEMENTWISE,
     SPATIAL,
@@ -296,7 +297,13 @@ def _gather(scope: Scope, node: ir.Node) -> Fact | None:
         return None
     if int(attribute(node, "axis", 0)) % len(dims(first)) != 1:
         return None
-    return Fact(node, "view", scope.ids[name_of(first)][picked])
+    ids = scope.ids[name_of(first)]
+    if ((picked < -len(ids)) | (picked >= len(ids))).any():
+        evidence = (
+            f"node {node.name or name_of(node.outputs[0])!r} asks for {picked.tolist()[:8]} of {len(ids)} channels"
+        )
+        raise GraphError("a Gather reads channels that do not exist", evidence, "export the network again")
+    return Fact(node, "view", ids[picked])
 
 
 def _reshape(scope: Scope, node: ir.Node) -> Fact | None:

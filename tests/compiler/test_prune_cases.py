@@ -8,6 +8,7 @@ import pytest
 from gatednets import TASKS, TOLERANCE, Net, constant_masks, difference, gated, layout, ops, random_masks, run
 
 from igate_edge.compiler.prune import prune
+from igate_edge.errors import GraphError
 
 
 def node(model: ir.Model, name: str) -> ir.Node:
@@ -188,3 +189,15 @@ def test_p8_a_residual_sum_keeps_the_union() -> None:
     assert {name: row["live"] for name, row in pruned.report["convs"].items()} == {"c0": 2, "c1": 2, "end": 1}
     assert tuple(node(pruned.model, "end").inputs[1].shape) == (1, 4, 3, 3)
     assert ops(pruned.model)["Add"] == 0  # disjoint halves: the sum is their concatenation
+
+
+@pytest.mark.parametrize("index", [8, -9])
+def test_a_gather_of_channels_that_do_not_exist_is_refused(index: int) -> None:
+    net = Net(("a",))
+    y = net.conv("c1", "image", 3, 8)
+    y = net.op("Gather", "picked", y, net.const("at", np.array([0, index])), axis=1)
+    model = net.load({"a": net.conv("c2", y, 2, 1)})
+    with pytest.raises(
+        GraphError, match=f"channels that do not exist: node .picked.* asks for .0, {index}. of 8"
+    ):
+        prune(model)
