@@ -197,7 +197,5 @@ def test_a_gather_of_channels_that_do_not_exist_is_refused(index: int) -> None:
     y = net.conv("c1", "image", 3, 8)
     y = net.op("Gather", "picked", y, net.const("at", np.array([0, index])), axis=1)
     model = net.load({"a": net.conv("c2", y, 2, 1)})
-    with pytest.raises(
-        GraphError, match=f"channels that do not exist: node .picked.* asks for .0, {index}. of 8"
-    ):
+    with pytest.raises(GraphError, match=f"channels that do not exist: node .picked.* asks for .0, {index}. of 8"):
         prune(model)
