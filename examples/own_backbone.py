@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from igate_edge import Depth, Engine, HardFraction, SemanticSegmentation, build, export, interrogate
-from igate_edge.gating.budget import fix_fraction
+from igate_edge import Depth, Engine, HardFraction, SemanticSegmentation, build, export, fix_fraction, interrogate
 
 
 class MyBackbone(nn.Module):
