@@ -45,8 +45,11 @@ bench: .venv-dev/ready     ## the benchmarks, on one idle machine
 size: .venv-dev/ready      ## what a robot's install takes, measured in a fresh environment
 	$(DEV) benchmarks/install_size.py
 
-train-demo: .venv-dev/ready ## train the shipped example and its rivals again (about three hours on two cores)
-	$(DEV) -m igate_edge.training.results --out runs/tabletop
+train-demo: .venv-dev/ready ## train the shipped example and its rivals again (one to three hours on two cores)
+	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000
+	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --measure --rounds 100
+	.venv-dev/bin/igate export runs/tabletop/seed-0/ours-10 --data data/tabletop-128x96-4000 \
+	  --half-weights --out examples/tabletop.igate
 
 clean:           ## remove environments and outputs
 	rm -rf .venv .venv-dev out

@@ -94,7 +94,7 @@ def _generate(args: argparse.Namespace) -> Path:
 
     height, width = (int(part) for part in args.size.split("x"))
     folder = Path("data") / f"tabletop-{width}x{height}-4000"
-    generate(folder, train=4000, val=300, size=(height, width), workers=max(args.jobs, 1))
+    generate(folder, train=4000, val=300, seed=1, size=(height, width), workers=max(args.jobs, 1))
     return folder
 
 
