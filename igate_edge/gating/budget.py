@@ -41,7 +41,7 @@ class SparsityHinge:
         _strength(self.weight, self.ramp)
 
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
-        soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
+        soft = _soft(net)
         over = torch.relu(soft - _targets(self.tau, net, soft))
         return _ramp(self.ramp, progress) * self.weight * over.mean()
 
@@ -57,7 +57,7 @@ class L1Gates:
         _strength(self.weight, self.ramp)
 
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
-        soft = _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
+        soft = _soft(net)
         return _ramp(self.ramp, progress) * self.weight * soft.mean()
 
 
@@ -137,6 +137,11 @@ def _granule_shares(net: InterroGateNet, weights: Mapping[str, float]) -> list[t
         known = found.get(id(gates))
         found[id(gates)] = (gates, part if known is None else known[1] + part)
     return list(found.values())
+
+
+def _soft(net: InterroGateNet) -> Tensor:
+    """The paper's soft measure [T]: mean sigmoid over channels, then over sites."""
+    return _means(net, lambda gates: torch.sigmoid(gates.expanded()), site_weights(net, None))
 
 
 def _means(net: InterroGateNet, measure: Callable[[Gates], Tensor], weights: Mapping[str, float]) -> Tensor:
