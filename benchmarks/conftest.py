@@ -2,23 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import pytest
 
+from igate_edge.errors import IgateError
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "tabletop.igate"
+FIGURES = "igate figures"
+#: Engines run on one thread, so on an idle machine both tell the same; a budget is always held in wall time.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("igate_edge")
+    group.addoption("--bundle", default=str(EXAMPLE), help="the bundle that is held to its budget (default: example)")
+    group.addoption("--rate", type=float, default=30.0, help="frames a second of the camera (default 30)")
+    group.addoption("--seconds", type=float, default=10.0, help="longest time of one comparison (default 10)")
+    group.addoption("--clock", choices=list(CLOCKS), default="wall", help="cpu: leave out what other programs take")
+    group.addoption("--peers", action="store_true", help="also compare with Torch-Pruning and OpenVINO (extras)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "peers: needs the extras `peers` and `openvino`; runs with --peers")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.timeout(1800))  # a small board takes its time
+    unasked = [item for item in items if "peers" in item.keywords and not config.getoption("--peers")]
+    if unasked:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
-    """A skipped benchmark proves nothing, so it is a failure."""
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """A benchmark that was skipped or that kept no times proves nothing, so it is a failure."""
     report = (yield).get_result()
-    if report.skipped and Path(item.path).is_relative_to(Path(__file__).parent):
+    if not Path(item.path).is_relative_to(Path(__file__).parent):
+        return
+    if report.skipped:
         report.outcome, report.longrepr = "failed", f"this benchmark did not run: {report.longrepr}"
+    elif call.excinfo is not None and isinstance(call.excinfo.value, IgateError):
+        report.longrepr = f"{type(call.excinfo.value).__name__}: {call.excinfo.value}"
+    elif report.when == "call" and report.passed:
+        fixture = getattr(item, "funcargs", {}).get("benchmark")
+        if fixture is None or fixture.stats is None:
+            report.outcome, report.longrepr = "failed", "nothing was measured: pytest-benchmark holds no times of it"
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info[machine.KEY] = machine.describe()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared_benchmark: dict[str, Any]) -> None:
+    """Times of two machines are not compared; pytest ends before anything is run."""
+    try:
+        made = str(compared_benchmark.get("datetime", "an unknown time"))
+        machine.refuse_foreign(machine_info, compared_benchmark.get("machine_info") or {}, made)
+    except IgateError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The figures that the benchmarks found, passed or not."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            lines = [text for name, text in report.user_properties if name == FIGURES]
+            if lines and report.when == "call":
+                terminalreporter.section(report.nodeid.split("/")[-1], sep="-")
+                terminalreporter.write_line("\n".join(lines))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone() -> Iterator[None]:
+    """The whole run keeps to one core, the last: a process that moves between cores measures the moves."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
+    """`figures("text", name=value, ...)`: shown at the end of the run, and kept in the result file."""
+
+    def note(text: str, **values: Any) -> None:
+        request.node.user_properties.append((FIGURES, text))
+        benchmark.extra_info.update(values)
+
+    return note
 
 
 @pytest.fixture
@@ -34,10 +119,31 @@ def seconds(benchmark: Any) -> Callable[..., float]:
 
 
 @pytest.fixture(scope="session")
-def example() -> Path:
-    """The shipped bundle: a ResNet-18 layout at 128x128 with three tasks."""
-    assert EXAMPLE.is_file(), f"{EXAMPLE} is missing: train it with `make train-demo`"
-    return EXAMPLE
+def longest(request: pytest.FixtureRequest) -> float:
+    """Seconds that one comparison may take."""
+    return float(request.config.getoption("--seconds"))
+
+
+@pytest.fixture(scope="session")
+def clock(request: pytest.FixtureRequest) -> Callable[[], float]:
+    """The clock of comparisons."""
+    return CLOCKS[request.config.getoption("--clock")]
+
+
+@pytest.fixture(scope="session")
+def eighth(longest: float, clock: Callable[[], float]) -> Any:
+    """See eighth.py; built and timed once a run."""
+    from eighth import timed
+
+    return timed(3 * longest, clock)
+
+
+@pytest.fixture(scope="session")
+def example(request: pytest.FixtureRequest) -> Path:
+    """The bundle under test: the shipped one, a ResNet-18 layout at 96x128 with three tasks."""
+    path = Path(request.config.getoption("--bundle"))
+    assert path.is_file(), f"{path} is missing: train it with `make train-demo`"
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "interrogate": "gating.convert",
     "export": "gating.export",
+    "Budget": "gating.budget",
     "SparsityHinge": "gating.budget",
     "HardFraction": "gating.budget",
     "L1Gates": "gating.budget",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .builder import build as build
     from .bundle import Bundle as Bundle
     from .errors import IgateError as IgateError
+    from .gating.budget import Budget as Budget
     from .gating.budget import HardFraction as HardFraction
     from .gating.budget import L1Gates as L1Gates
     from .gating.budget import SparsityHinge as SparsityHinge

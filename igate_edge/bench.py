@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,14 @@ import numpy as np
 
 from .builder import networks, ranges_for
 from .bundle import Bundle
-from .compiler import calibrate, cost, graph, prune, quantize
+from .compiler import calibrate, cost, graph, layout, masks, quantize
 from .engines import onnxruntime as ort
 from .errors import InputError
 from .plain import fill
 from .runtime.cache import fingerprint
 from .runtime.preprocess import to_input
+from .timing import interleave, pinned, ratio
 
-#: A ratio is called meaningless when its median is not known (95 %) to within this share of it in all,
-MAX_INTERVAL = 0.1
-#: or when the middle half of its rounds spreads over more than this share of it.
-MAX_SPREAD = 0.5
-_WARM_UP = 5
 _RANDOM_FRAMES = 8
 
 
@@ -91,86 +85,33 @@ class _Net:
     int8_share: float
 
 
-def bench(path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1) -> BenchReport:
+def bench(
+    path: str | os.PathLike[str], rounds: int = 100, *, threads: int = 1, choice: str | Mapping[str, str] = "merged"
+) -> BenchReport:
     """Time the bundle's net against its rivals in `rounds` interleaved rounds after a warm-up; batch 1, host to host.
 
     The plain and the separate nets carry noise as weights (time does not depend on them) and are quantised by the same
-    quantiser. Raises BundleError or InputError.
+    quantiser. choice: the lowering of ours, see `compiler.layout.lay_out`. Raises BundleError or InputError.
     """
     if rounds < 3:
         raise InputError("too few rounds", f"got {rounds}", "use at least 3, better 100")
     bundle = Bundle.read(path)
     image = to_input(bundle.golden["frame"][0], bundle.preprocess)
     # Sessions start their threads when they are made, and a thread keeps the cores of the one that started it.
-    with _pinned(threads) as pinned:
-        nets, warnings = _nets(bundle, threads)
+    with pinned(threads) as alone:
+        nets, warnings = _nets(bundle, threads, choice)
         try:
             times = interleave({name: net.run for name, net in nets.items()}, image, rounds)
         finally:
             for session in (session for net in nets.values() for session in net.sessions):
                 session.close()
-    if not pinned:
+    if not alone:
         warnings.append(f"the process could not be pinned to {threads} core(s) of its own: expect more spread")
     rows = [_row(name, net, times) for name, net in nets.items()]
     pair = ratio(times["separate"], times["ours"])
     warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
     warnings += [f"separate / ours: {pair['note']}"] if pair["note"] else []
-    return BenchReport(Path(path).name, bundle.seal, rounds, threads, pinned, fingerprint(), rows, pair, warnings)
-
-
-def interleave(
-    runs: Mapping[str, Callable[[np.ndarray], object]],
-    image: np.ndarray,
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, np.ndarray]:
-    """Seconds of every net in every round, float64 [rounds]; the order turns and flips: no fixed neighbours."""
-    names = list(runs)
-    for _ in range(_WARM_UP):
-        for name in names:
-            runs[name](image)
-    times = {name: np.zeros(rounds) for name in names}
-    for index in range(rounds):
-        turn = index % len(names)
-        order = names[turn:] + names[:turn]
-        for name in order if index % 2 else reversed(order):
-            start = clock()
-            runs[name](image)
-            times[name][index] = clock() - start
-    return times
-
-
-def ratio(ours: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
-    """Median of paired ratios with its quartiles; a machine that slows both arms of a round does not move it.
-
-    >>> ratio(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))["ratio"]
-    2.0
-    """
-    pairs = np.sort(ours / reference)
-    low, middle, high = ort.ratio_quartiles(ours, reference)
-    spread, (least, most) = (high - low) / middle, _median_interval(pairs)
-    sure = most - least <= MAX_INTERVAL * middle and spread <= MAX_SPREAD
-    note = (
-        ""
-        if sure
-        else f"the ratio means nothing: median between {least:.2f} and {most:.2f} (95 %), spread {spread:.0%}"
-    )
-    return {
-        "ratio": middle,
-        "interval": (least, most),
-        "quartiles": (low, high),
-        "spread": spread,
-        "meaningful": sure,
-        "note": note,
-    }
-
-
-def _median_interval(ordered: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the median from order statistics, whatever the distribution: ranks n/2 +- 0.98 sqrt(n)."""
-    count = len(ordered)
-    reach = 0.98 * np.sqrt(count)
-    low, high = int(np.floor((count - 1) / 2 - reach)), int(np.ceil((count - 1) / 2 + reach))
-    return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
+    return BenchReport(Path(path).name, bundle.seal, rounds, threads, alone, fingerprint(), rows, pair, warnings)
 
 
 def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
@@ -193,17 +134,17 @@ def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:
     )
 
 
-def _nets(bundle: Bundle, threads: int) -> tuple[dict[str, _Net], list[str]]:
+def _nets(bundle: Bundle, threads: int, choice: str | Mapping[str, str]) -> tuple[dict[str, _Net], list[str]]:
     model, _ = networks(bundle)
-    pruned = prune.prune(model).model
-    ranges, notes = ranges_for(bundle, pruned)
+    laid = layout.lay_out(model, choice)
+    ranges, notes = ranges_for(bundle, laid)
     plain = graph.load(fill(bundle.plain))
     frames = _noise(bundle)
     names = [spec.name for spec in bundle.tasks]
-    singles = [prune.prune(prune.keep_outputs(plain, [name])).model for name in names]
+    singles = [layout.lay_out(masks.keep_outputs(plain, [name])).model for name in names]
     nets = {
-        "ours": _net("ours, INT8", [(pruned, quantize.quantize(pruned, ranges, dialect="ort"))], threads),
-        "ours-float": _net("ours, float", [(pruned, None)], threads),
+        "ours": _net("ours, INT8", [(laid.model, quantize.quantize(laid.model, ranges, dialect="ort"))], threads),
+        "ours-float": _net("ours, float", [(laid.model, None)], threads),
         "plain": _net("plain shared net, INT8", [(plain, _random_int8(plain, frames))], threads),
         "separate": _net(
             f"{len(names)} separate nets, INT8", [(single, _random_int8(single, frames)) for single in singles], threads
@@ -238,21 +179,3 @@ def _noise(bundle: Bundle) -> list[np.ndarray]:
     size, rng = bundle.preprocess, np.random.default_rng(0)
     shape = (_RANDOM_FRAMES, size.height, size.width, 3)
     return [to_input(frame, size) for frame in rng.integers(0, 256, shape, np.uint8)]
-
-
-@contextlib.contextmanager
-def _pinned(threads: int) -> Iterator[bool]:
-    """Keep this process on as many cores as it has threads; says whether that worked, and undoes it."""
-    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
-    if len(before) < threads:
-        yield False
-        return
-    try:
-        os.sched_setaffinity(0, sorted(before)[-threads:])
-    except OSError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.sched_setaffinity(0, before)

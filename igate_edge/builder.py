@@ -1,4 +1,4 @@
-"""Bundle -> engine of this machine: prune, quantise, check, time INT8 against float, keep the winner in the cache."""
+"""Bundle -> engine of this machine: lay out, quantise, check, time INT8 against float, keep the winner in the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, golden
+from . import __version__, devicetable, emulated, golden
+from .buildreport import BuildReport, latency_of
 from .bundle import Bundle
-from .compiler import calibrate, cost, graph, groups, lint, prune, quantize
+from .compiler import calibrate, cost, graph, layout, lint, masks, quantize
+from .compiler.ranges import by_family, of_layout
 from .engines import onnxruntime as ort
 from .errors import BundleError, CheckFailed, IgateError, InputError
 from .files import as_path
@@ -24,46 +26,13 @@ from .plain import fill
 from .plaindata import plain_json
 from .runtime import cache
 from .runtime.preprocess import to_input
+from .tune import Tuned, tune
 
 PRECISIONS = ("auto", "int8", "float")
+#: emulate: the device's own kernels on this CPU, for looking at what they compute; never cached, never timed.
+BACKENDS = ("onnxruntime", "emulate")
 #: Share of convolution MACs that must run as INT8 before an engine may be called INT8.
 MIN_COVERAGE = 0.95
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """What was built and why.
-
-    seconds: per stage, and "total". cost: {"ours", "plain", "separate", "dense"} -> {"macs", "params"}. timing:
-    {"int8_ms", "float_ms", "ratio"} of the A/B run, empty when a precision was asked for. golden, lint: one dict a
-    result. warnings: everything that fell back, one sentence each. cached: True when the engine came from the cache;
-    seconds and timing are then those of the build that made it.
-    """
-
-    bundle: str
-    seal: str
-    form: str
-    backend: str
-    version: str
-    threads: int
-    tasks: list[str]
-    precision: str
-    reason: str
-    cached: bool
-    key: str
-    path: str
-    seconds: dict[str, float]
-    cost: dict[str, dict[str, int]]
-    pruning: dict[str, Any]
-    coverage: dict[str, Any]
-    timing: dict[str, float]
-    golden: list[dict[str, Any]]
-    lint: list[dict[str, Any]]
-    warnings: list[str]
-    device: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 @dataclass
@@ -82,7 +51,10 @@ class _Work:
 
 @dataclass(frozen=True)
 class Options:
-    """How to build: threads a frame, precision ("auto" measures), tasks (None = all), calibration (own frames)."""
+    """How to build: threads a frame, precision ("auto" measures), tasks (None = all), calibration (own frames).
+
+    choice: the lowering of the layers, see `compiler.layout.lay_out`; tune: find the fastest instead, see `tune`.
+    """
 
     backend: str = "onnxruntime"
     threads: int = 1
@@ -90,15 +62,21 @@ class Options:
     cache_dir: str | os.PathLike[str] | None = None
     calibration: Sequence[np.ndarray] | None = None
     tasks: Sequence[str] | None = None
+    choice: str | Mapping[str, str] = "merged"
+    tune: bool = False
 
     def __post_init__(self) -> None:
-        if self.backend != "onnxruntime":
-            raise InputError(f"unknown backend {self.backend!r}", "known: onnxruntime", "use backend='onnxruntime'")
+        if self.backend not in BACKENDS:
+            raise InputError(f"unknown backend {self.backend!r}", f"known: {', '.join(BACKENDS)}", "use one of these")
         if self.precision not in PRECISIONS:
             raise InputError(
                 f"unknown precision {self.precision!r}", f"known: {', '.join(PRECISIONS)}", "use one of these"
             )
         ort.check_threads(self.threads)
+        layout.check_choice(self.choice)
+        if self.tune and (self.precision == "float" or self.backend != "onnxruntime"):
+            evidence = f"precision {self.precision!r}, backend {self.backend!r}"
+            raise InputError("only INT8 engines of ONNX Runtime are tuned", evidence, "leave out tune")
         if isinstance(self.tasks, str) or not isinstance(self.tasks, Sequence | None):
             raise InputError("tasks must be a list of names", f"got {self.tasks!r:.60}", "pass tasks=['NAME']")
         if not isinstance(self.calibration, Sequence | np.ndarray | None) or isinstance(self.calibration, str):
@@ -114,14 +92,18 @@ def build(
     precision: str = "auto",
     cache_dir: str | os.PathLike[str] | None = None,
     calibration: Sequence[np.ndarray] | None = None,
+    choice: str | Mapping[str, str] = "merged",
+    tune: bool = False,
 ) -> BuildReport:
     """Build the engine of the bundle at `path` for this machine, or find it in the cache; check it either way.
 
     precision "auto" keeps INT8 only where it is faster than float in a measured A/B and passes its golden check.
-    calibration: uint8 RGB frames that replace the bundle's INT8 ranges. Raises BundleError, InputError, DataError, or
-    CheckFailed when the engine does not compute what was packaged.
+    calibration: uint8 RGB frames that replace the bundle's INT8 ranges. choice: the lowering of the layers, see
+    `compiler.layout.lay_out`; tune: spend up to a minute to find the fastest one for INT8. Raises BundleError,
+    InputError, DataError, or CheckFailed when the engine does not compute what was packaged.
     """
-    _, session, report = open_engine(path, Options(backend, threads, precision, cache_dir, calibration))
+    options = Options(backend, threads, precision, cache_dir, calibration, choice=choice, tune=tune)
+    _, session, report = open_engine(path, options)
     session.close()
     return report
 
@@ -134,7 +116,8 @@ def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle,
     names = _tasks(bundle, options.tasks)
     folder = as_path(options.cache_dir) if options.cache_dir is not None else cache.default_dir()
     key = cache.cache_key(_key_parts(bundle, options, names))
-    entry, reason = cache.load(folder, key)
+    emulate = options.backend == "emulate"
+    entry, reason = (None, "") if emulate else cache.load(folder, key)
     if entry is not None:
         session, report, reason = _from_cache(bundle, entry, options, names)
         if session is not None and report is not None:
@@ -144,24 +127,24 @@ def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle,
     if reason:
         work.warnings.append(f"{reason}: built again")
     with work.stage("total"):
-        engine, session, facts = _compile(bundle, options, names, work)
+        engine, session, facts = (emulated.compile_ if emulate else _compile)(bundle, options, names, work)
     report = BuildReport(
         bundle=Path(path).name,
         seal=bundle.seal,
         form=str(bundle.manifest.get("form", "")),
         backend=options.backend,
-        version=str(ort.probe()["version"]),
+        version=str((emulated if emulate else ort).probe()["version"]),
         threads=options.threads,
         tasks=names,
         cached=False,
         key=key,
-        path=str(folder / f"{key}.engine"),
+        path="" if emulate else str(folder / f"{key}.engine"),
         seconds=work.seconds,
         warnings=work.warnings,
         device=cache.fingerprint(),
         **facts,
     )
-    problem = cache.store(folder, key, engine, {"report": report.as_json()})
+    problem = "" if emulate else cache.store(folder, key, engine, {"report": report.as_json()})
     if problem:
         report = dataclasses.replace(report, path="", warnings=[*report.warnings, problem])
     return bundle, session, report
@@ -190,7 +173,13 @@ def _key_parts(bundle: Bundle, options: Options, names: list[str]) -> dict[str, 
         "preprocess": bundle.manifest["preprocess"],
         "plain": members["plain.onnx"]["sha256"],
         "scales": members["ranges.safetensors"]["sha256"] if frames is None else frames.hexdigest(),
-        "options": {"threads": options.threads, "precision": options.precision, "tasks": names},
+        "options": {
+            "threads": options.threads,
+            "precision": options.precision,
+            "tasks": names,
+            "choice": options.choice if isinstance(options.choice, str) else dict(sorted(options.choice.items())),
+            "tune": options.tune,
+        },
         "compiler": __version__,
         "backend": {name: str(value) for name, value in ort.probe().items()},
         "device": cache.fingerprint(),
@@ -216,27 +205,30 @@ def _from_cache(
 def _compile(
     bundle: Bundle, options: Options, names: list[str], work: _Work
 ) -> tuple[bytes, ort.Session, dict[str, Any]]:
-    with work.stage("prune"):
+    with work.stage("layout"):
         gated, plain = networks(bundle)
-        pruned = prune.prune(gated)
-        # Tasks are dropped after pruning: the tensors keep the names that the bundle's ranges know.
-        model = prune.keep_outputs(pruned.model, names)
+        kept = masks.keep_outputs(gated, names)
+    image = to_input(bundle.golden["frame"][0], bundle.preprocess)
+    tuned = _tune(bundle, kept, image, options, work) if options.tune else None
+    with work.stage("layout"):
+        laid = layout.lay_out(kept, options.choice if tuned is None else tuned.choice)
+        model = laid.model
     with work.stage("calibrate"):
-        ranges, notes = ranges_for(bundle, model, options.calibration)
+        ranges, notes = ranges_for(bundle, laid, options.calibration)
     work.warnings += notes
     with work.stage("quantise"):
         quantised = quantize.quantize(model, ranges, dialect="ort")
     with work.stage("lint"):
         findings = _lint(model, quantised, ranges)
     with work.stage("cost"):
-        costs = costs_of(model, plain, names, prune.keep_outputs(gated, names))
+        costs = costs_of(model, plain, names, kept)
     models = {"int8": graph.dump(quantised), "float": graph.dump(model)}
     with work.stage("coverage"):
         coverage = ort.inspect(models["int8"])
     if options.precision == "int8":
         coverage.require(MIN_COVERAGE)
     work.warnings += bundle.warnings
-    work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(pruned.report)]
+    work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(laid.report)]
     sessions = {name: ort.open(data, threads=options.threads) for name, data in models.items()}
     try:
         precision, reason, results, timing = _choose(bundle, sessions, options, names, coverage, work)
@@ -245,39 +237,54 @@ def _compile(
             session.close()
         raise
     sessions.pop("float" if precision == "int8" else "int8").close()
+    with work.stage("latency"):
+        latency = latency_of(laid, sessions[precision].run, image, precision, options.threads, tuned)
     facts = {
         "precision": precision,
         "reason": reason,
         "cost": costs,
-        "pruning": plain_json(pruned.report),
+        "pruning": plain_json(laid.report),
         "coverage": plain_json(coverage),
         "timing": timing,
         "golden": [result.as_json() for result in results],
         "lint": findings,
+        "latency": latency,
     }
     return models[precision], sessions[precision], facts
 
 
-def ranges_for(
-    bundle: Bundle, model: Any, calibration: Sequence[np.ndarray] | None = None
-) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """INT8 ranges of a pruned graph, and warnings: from own frames, else the bundle, else its golden frames.
+def _tune(bundle: Bundle, model: Any, image: np.ndarray, options: Options, work: _Work) -> Tuned:
+    """The fastest lowering for INT8; without a table of this machine only the uniform ones are tried."""
+    table, why = devicetable.find(options.threads)
 
-    The last is for a bundle of another compiler version, whose tensors had other names.
+    def quantised(laid: layout.Laid) -> bytes:
+        return graph.dump(quantize.quantize(laid.model, ranges_for(bundle, laid, options.calibration)[0], "ort"))
+
+    with work.stage("tune"):
+        tuned = tune(model, quantised, image, table, threads=options.threads)
+    if why:
+        work.warnings.append(f"tuned without predictions: {why}")
+    return tuned
+
+
+def ranges_for(
+    bundle: Bundle, laid: layout.Laid, calibration: Sequence[np.ndarray] | None = None
+) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """INT8 ranges of a layout, and warnings: from own frames, else the bundle's families, else its golden frames.
+
+    The last is for a bundle of another compiler version, whose values had other names.
     """
     notes: list[str] = []
     frames: Sequence[np.ndarray] | None = calibration
     if frames is None:
-        source = groups.typed(model)
-        values = [value for node in source.graph for value in groups.activations(node.outputs)]
-        strange = sorted(groups.name_of(value) for value in values if value.name not in bundle.ranges)
+        ranges, strange = of_layout(laid, bundle.ranges)
         if not strange:
-            return dict(bundle.ranges), notes
+            return ranges, notes
         frames = list(bundle.golden["frame"])
         notes.append(f"the bundle's INT8 ranges do not fit this version ({strange[0]}): made from its golden frames")
     inputs = (to_input(frame, bundle.preprocess) for frame in frames)
-    seen = calibrate.observe(model, inputs, bundle.manifest["calibration"]["method"])
-    return seen.ranges, notes + list(seen.warnings)
+    seen = calibrate.observe(laid.model, inputs, bundle.manifest["calibration"]["method"])
+    return of_layout(laid, by_family(laid, seen.ranges))[0], notes + list(seen.warnings)
 
 
 def _choose(
@@ -319,10 +326,10 @@ def _choose(
     return winner, why, both, timing
 
 
-def _lint(pruned: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
+def _lint(model: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
     """Findings in the engine's own dialect, and as information what TensorRT would say to its own."""
     found = [{"dialect": "ort", **plain_json(item)} for item in lint.lint(quantised, "ort")]
-    other = quantize.quantize(pruned, ranges, dialect="trt")
+    other = quantize.quantize(model, ranges, dialect="trt")
     return found + [{"dialect": "trt", **plain_json(item)} for item in lint.lint(other, "trt")]
 
 
@@ -338,21 +345,21 @@ def networks(bundle: Bundle) -> tuple[Any, Any]:
         raise BundleError("the bundle's members do not fit together", evidence, again)
     try:
         plain = graph.load(fill(bundle.plain, None))
-        prune.keep_outputs(plain, [spec.name for spec in bundle.tasks])
+        masks.keep_outputs(plain, [spec.name for spec in bundle.tasks])
     except IgateError as error:
         raise BundleError("the bundle's plain.onnx is not usable", str(error), again) from error
     return model, plain
 
 
-def costs_of(pruned: Any, plain: Any, names: Sequence[str], dense: Any = None) -> dict[str, dict[str, int]]:
+def costs_of(ours: Any, plain: Any, names: Sequence[str], dense: Any = None) -> dict[str, dict[str, int]]:
     """MACs and parameters of ours, the plain shared net, T separate nets and, where a gated net is given, that.
 
     encoder_macs: those without the tasks' heads.
     """
     nets = {
-        "ours": [pruned],
-        "plain": [prune.keep_outputs(plain, names)],
-        "separate": [prune.keep_outputs(plain, [name]) for name in names],
+        "ours": [ours],
+        "plain": [masks.keep_outputs(plain, names)],
+        "separate": [masks.keep_outputs(plain, [name]) for name in names],
     }
     if dense is not None and graph.meta(dense)["form"] == "gated":
         nets["dense"] = [dense]

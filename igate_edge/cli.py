@@ -27,7 +27,7 @@ app = typer.Typer(
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: NAME.igate.", show_default=False)]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")]
 Precision = Annotated[str, typer.Option(help="auto (the faster of both, measured), int8 or float.")]
-Backend = Annotated[str, typer.Option(help="The engine's backend.")]
+Backend = Annotated[str, typer.Option(help="onnxruntime, or emulate: the device's own kernels on this CPU, slowly.")]
 Calibration = Annotated[Path | None, typer.Option(help="Frames that replace the bundle's ranges.", show_default=False)]
 CacheDir = Annotated[Path | None, typer.Option("--cache", help="Folder of built engines.", show_default="user cache")]
 
@@ -68,11 +68,12 @@ def build(
     precision: Precision = "auto",
     cache: CacheDir = None,
     calibration: Calibration = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Find the fastest lowering of the layers: a minute.")] = False,
 ) -> Answer:
     """Build the engine of a bundle for this machine and check its golden frames."""
     from .cli_engine import build_bundle
 
-    return build_bundle(path, backend, threads, precision, cache, calibration)
+    return build_bundle(path, backend, threads, precision, cache, calibration, tune)
 
 
 @app.command()
@@ -156,6 +157,9 @@ def train(
     width: Annotated[float | None, typer.Option(help="First stage's channels; mobilenet: a multiplier.")] = None,
     size: Annotated[str | None, typer.Option(help="Input as WIDTHxHEIGHT. Default 128x96.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of channels a task may own. Default 0.25.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Instead: time, as a multiple of the plain shared net's.")] = None,
+    ms: Annotated[float | None, typer.Option(help="Instead: time, in milliseconds of the latency table.")] = None,
+    table: Annotated[str | None, typer.Option(help="Latency table of the target: a file, or a shipped one.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of all stages together.")] = None,
     frames: Annotated[int | None, typer.Option(min=8, help="Frames to generate. Default 4000.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data order. Default 0.")] = None,
@@ -167,13 +171,15 @@ def train(
     granule: Annotated[int | None, typer.Option(min=0, help="Channels per gate. Default 0: by layer.")] = None,
     tie: Annotated[str | None, typer.Option(help="stage (default) or none: which layers share gates.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate. Default 0.002.")] = None,
+    final: Annotated[str | None, typer.Option(help="Last cycle: masked (default), fill or gated.")] = None,
     singles: Annotated[bool, typer.Option("--singles", help="Train single-task nets too, to compare.")] = False,
 ) -> Answer:
     """Train a gated multi-task network on a data folder and leave a run that `igate export` turns into a bundle."""
     from .cli_train import TrainArgs, train_run
 
     first = (data, out, tuple(task or ()), backbone, width, size, budget, steps, seed, frames, resume)
-    return train_run(TrainArgs(*first, config, recipe, balance, tuple(weight or ()), granule, tie, lr, singles))
+    more = (recipe, balance, tuple(weight or ()), granule, tie, lr, singles, ratio, ms, table, final)
+    return train_run(TrainArgs(*first, config, *more))
 
 
 @app.command()
@@ -188,6 +194,82 @@ def export(
     from .cli_export import export_run
 
     return export_run(run_dir, out, data, half_weights)
+
+
+@app.command()
+@command
+def profile(
+    out: Annotated[Path | None, typer.Option(help="The table to write.", show_default="beside built engines")] = None,
+    threads: Threads = 1,
+    precision: Annotated[str, typer.Option(help="int8 or float: what the engines of this table run.")] = "int8",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and runs: half the accuracy.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped measurement ended.")] = False,
+) -> Answer:
+    """Time this machine's operators: the latency table that budgets, sweeps and `build --tune` predict by."""
+    from .cli_profile import profile_machine
+
+    return profile_machine(out, threads, precision, quick, resume)
+
+
+sweeping = typer.Typer(pretty_exceptions_enable=False)
+
+
+@sweeping.callback(invoke_without_command=True)
+@command
+def sweep(
+    context: typer.Context,
+    data: Annotated[str | None, typer.Option(help="A data folder, or the word tabletop to generate one.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the sweep.")] = Path("runs/sweep"),
+    ratios: Annotated[
+        str | None, typer.Option(help="Budgets, times the plain net. Default 1.2,1.35,1.5,1.75,2.")
+    ] = None,
+    ms: Annotated[str | None, typer.Option(help="Budgets in milliseconds instead, as 3,4,5.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Plain net's steps: all get its compute. Default 2000.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1. Default 0.")] = None,
+    nets: Annotated[
+        str | None, typer.Option(help="Of plain,wide,narrow,ours,grown (default), fill,random,single,third.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; --ratios, --seeds and --nets may add.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="A task of data.json; repeat for more. Default: all.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Default resnet18; a wrong name lists all.")] = None,
+    width: Annotated[float | None, typer.Option(help="First stage's channels; mobilenet: a multiplier.")] = None,
+    size: Annotated[str | None, typer.Option(help="Input as WIDTHxHEIGHT. Default 128x96.")] = None,
+    frames: Annotated[int | None, typer.Option(min=8, help="Frames to generate. Default 4000.")] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="TASK=W", help="Loss weights. Default: measured.")] = None,
+    shares: Annotated[str | None, typer.Option(help="Ours' warm start, fork, search. Default 0.4,0.06,0.08.")] = None,
+    config: Annotated[Path | None, typer.Option(help="More settings, as a run's config.json.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Interleaved timing rounds.")] = 100,
+) -> Answer:
+    """Accuracy against measured milliseconds in one run: ours at every budget beside its rivals, and who wins where."""
+    if context.invoked_subcommand is not None:
+        return Answer({})
+    from .cli_sweep import SweepArgs, sweep_run
+    from .cli_train import TrainArgs
+
+    first = (data, out, tuple(task or ()), backbone, width, size, None, None, None, frames, resume, config)
+    train_args = TrainArgs(*first, weights=tuple(weight or ()))
+    return sweep_run(SweepArgs(train_args, steps, ratios, ms, seeds, nets, shares, rounds))
+
+
+@sweeping.command("export")
+@command
+def export_sweep(
+    folder: Annotated[Path, typer.Argument(metavar="SWEEP", help="A folder of `igate sweep`.", show_default=False)],
+    at: Annotated[str, typer.Option(help="Budget: 1.5 (times the plain net) or 4ms.")],
+    net: Annotated[str | None, typer.Option(help="A net of the table, or a kind as wide. Default: the best.")] = None,
+    out: Annotated[Path, typer.Option(help="The bundle to write.")] = Path("model.igate"),
+    seed: Annotated[int | None, typer.Option(help="Default: the seed that came out best.")] = None,
+    half_weights: Annotated[bool, typer.Option("--half-weights", help="Store weights in 16 bits.")] = False,
+) -> Answer:
+    """Make a bundle of the best net within a budget, or of any other net of a sweep, rivals too."""
+    from .cli_sweep import sweep_export
+
+    return sweep_export(folder, at, net, out, seed, half_weights)
+
+
+app.add_typer(sweeping, name="sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

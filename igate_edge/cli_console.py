@@ -35,6 +35,7 @@ EXTRAS = {
     "mujoco": "train",
     "av": "video",
     "PIL": "images",
+    "matplotlib": "report",
 }
 
 

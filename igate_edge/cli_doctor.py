@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -58,6 +59,13 @@ def packages() -> list[dict[str, Any]]:
     return found
 
 
+#: Backends: what each is needed for, how to get it, and whether the robot side needs it.
+ENGINES = {
+    "onnxruntime": ("running engines", "pip install --force-reinstall onnxruntime", True),
+    "emulate": ("igate build --backend emulate", "apt install g++", False),
+}
+
+
 def cpu(root: Path = Path("/")) -> dict[str, Any]:
     """Model name, INT8 features and usable cores, read from /proc (empty where a system has none)."""
     from .runtime.cache import cpu_fields
@@ -77,12 +85,13 @@ def cpu(root: Path = Path("/")) -> dict[str, Any]:
 
 def backends() -> dict[str, dict[str, Any]]:
     """What each backend says about itself; an unusable one carries its reason."""
-    try:
-        from .engines import onnxruntime
-
-        return {"onnxruntime": {"usable": True, **onnxruntime.probe()}}
-    except Exception as error:
-        return {"onnxruntime": {"usable": False, "reason": f"{type(error).__name__}: {error}"}}
+    found: dict[str, dict[str, Any]] = {}
+    for name in ENGINES:
+        try:
+            found[name] = {"usable": True, **importlib.import_module(f".engines.{name}", __package__).probe()}
+        except Exception as error:
+            found[name] = {"usable": False, "reason": f"{type(error).__name__}: {error}"}
+    return found
 
 
 def cache() -> dict[str, Any]:
@@ -116,9 +125,9 @@ def missing(
         problems.append({"what": what, "needed_for": needed[item["group"]], "fix": fix, "required": core})
     for name, engine in engines.items():
         if not engine["usable"]:
-            fix = "pip install --force-reinstall onnxruntime"
+            use, fix, required = ENGINES[name]
             what = f"backend {name} does not start: {engine['reason']}"
-            problems.append({"what": what, "needed_for": "running engines", "fix": fix, "required": True})
+            problems.append({"what": what, "needed_for": use, "fix": fix, "required": required})
     if not store["writable"]:
         fix = f"make {store['folder']} writable, or pass --cache DIR"
         problems.append({"what": "the engine cache", "needed_for": "fast starts", "fix": fix, "required": False})

@@ -24,14 +24,21 @@ MOST_CALIBRATION = 512
 
 
 def build_bundle(
-    path: Path, backend: str, threads: int, precision: str, cache: Path | None, calibration: Path | None
+    path: Path,
+    backend: str,
+    threads: int,
+    precision: str,
+    cache: Path | None,
+    calibration: Path | None,
+    tune: bool = False,
 ) -> Answer:
     """Build or load the engine of a bundle."""
     from .builder import build
 
     frames = _calibration(calibration) if calibration is not None else None
     say(f"building {path.name} for this machine")
-    report = build(path, backend, threads=threads, precision=precision, cache_dir=cache, calibration=frames)
+    options: dict[str, Any] = {"threads": threads, "precision": precision, "cache_dir": cache, "tune": tune}
+    report = build(path, backend, calibration=frames, **options)
     return Answer(report.as_json(), build_shown(report))
 
 
@@ -52,10 +59,37 @@ def build_shown(report: BuildReport) -> list[Any]:
     share = report.coverage.get("int8_conv_macs_share")
     if report.precision == "int8" and share is not None:
         shown.append(f"convolution MACs in INT8: {percent(share, 1)}")
+    if report.backend == "emulate":
+        host, steps = report.coverage["host"], report.coverage["layers"]
+        shown.append(
+            f"kernels: {len(steps) - len(host)} launches, {len(host)} other steps on the host; "
+            f"{percent(report.coverage['padding'])} of what the kernels multiply is padding"
+        )
+    shown += latency_shown(report.latency)
     shown += [where, "", cost_grid(report.cost, len(report.tasks)), "", golden_grid(report.golden)]
     shown += [f"note: {warning}" for warning in report.warnings if report.reason not in warning]
     shown += [f"lint {item['severity']}: {item['code']} {item['message']}" for item in engine_lint(report.lint)]
     return shown
+
+
+def latency_shown(latency: dict[str, Any]) -> list[str]:
+    """Predicted beside measured ms, the lowering, and what tuning tried; nothing for an engine that was not timed."""
+    if not latency:
+        return []
+    measured = f"a frame takes {number(latency['measured_ms'])} ms (measured)"
+    if latency["predicted_ms"] is None:
+        shown = [f"{measured}; not predicted: {latency['note']}"]
+    else:
+        error = f"{percent(abs(latency['error']), 1)} off, the table claims {percent(latency['error_bar'], 1)}"
+        shown = [f"{measured}, {number(latency['predicted_ms'])} ms predicted by {latency['table']}: {error}"]
+        shown += [f"note: {latency['note']}"] if latency["note"] else []
+        shown.append(f"most of it: {', '.join(latency['dearest'])}")
+    tuned = latency["tuned"]
+    if tuned is None:
+        return [*shown, f"lowering of the layers: {latency['lowering']}"]
+    shown.append(f"lowering of the layers: {tuned['name']}, tuned in {tuned['seconds']:.0f} s")
+    timed = [row for row in tuned["tried"] if "ms" in row]
+    return shown + [f"  {row['name']}: {number(row['ms'])} ms, {times(row['ratio'])} merged" for row in timed]
 
 
 def engine_lint(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:

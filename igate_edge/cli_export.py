@@ -28,7 +28,7 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
     from .accuracy import int8_losses
     from .bundle import write_bundle
     from .cli_inspect import inspect_file
-    from .gating.export import to_onnx
+    from .gating.export import plain_onnx, to_onnx
     from .package import package
     from .training.recipe import load_net
 
@@ -48,8 +48,9 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
             calibration=frames.calibration,
             golden=[frame["image"] for frame in frames.golden],
             labels=frames.labels(),
-            budget={"own_channels": about["config"]["budget"]},
+            budget=about.get("budget") or {"own_channels": about["config"]["budget"]},
             provenance=provenance(about, frames.info),
+            plain=plain_onnx(net, preprocess),
         )
         results = _results(trial, frames, about)
     parts: dict[str, Any] = {"ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}

@@ -29,11 +29,11 @@ def inspect_file(path: Path) -> Answer:
 
 
 def _onnx(path: Path) -> Answer:
-    from .compiler import graph, prune
+    from .compiler import graph, layout, masks
 
     model = graph.load(path)
     meta = graph.meta(model)
-    plain = prune.prune(prune.close_all(model)).model if meta.get("form") == "gated" else model
+    plain = layout.lay_out(masks.close_all(model)).model if meta.get("form") == "gated" else model
     document = {
         "file": str(path),
         "kind": "onnx",
@@ -73,7 +73,7 @@ def _network(
     model: ir.Model, plain: ir.Model, tasks: list[OutputSpec], preprocess: Preprocess, sites: list[dict[str, Any]]
 ) -> dict[str, Any]:
     from .builder import costs_of
-    from .compiler import prune
+    from .compiler import layout
 
     names = [spec.name for spec in tasks]
     found = layers(sites, names)
@@ -97,7 +97,7 @@ def _network(
             }
             for layer in found
         ],
-        "cost": costs_of(prune.prune(model).model, plain, names),
+        "cost": costs_of(layout.lay_out(model).model, plain, names),
     }
 
 

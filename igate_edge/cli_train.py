@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: Of the steps asked for in all, the parts of plain training, final training, search, and each task's fork.
 PARTS = {"plain_steps": 5, "final_steps": 5, "search_steps": 1, "fork_steps": 1}
 GOLDEN_FRAMES = 4
+#: Kinds of budgets: a share of channels, time as a multiple of the plain net's, milliseconds.
+KINDS = ("budget", "ratio", "ms")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class TrainArgs:
     tie: str | None = None
     lr: float | None = None
     singles: bool = False
+    ratio: float | None = None
+    ms: float | None = None
+    table: str | None = None
+    final: str | None = None
 
 
 def train_run(args: TrainArgs) -> Answer:
@@ -62,23 +68,24 @@ def train_run(args: TrainArgs) -> Answer:
         raise InputError("this folder already holds a training run", str(args.out), fix)
     if stored is None and args.resume:
         raise InputError("there is no training run to go on with", f"{args.out} has no config.json", "drop --resume")
-    data = _data(args, stored)
+    data = find_data(args, stored)
     info = data_info(data)
     asked = settings(args, tuple(info.tasks))
     if stored is not None:
         _same(stored["config"], asked)
     config = TrainConfig.from_json(asked if stored is None else stored["config"])
     say(f"training on {data} with {torch.get_num_threads()} thread(s); stop any time, --resume goes on")
-    with _Bar() as bar:
+    with Bar() as bar:
         done = train(data, args.out, config, resume=True, progress=bar)
     result = summary(done)
     shown: list[Any] = [
         accuracy_grid(
             done.specs,
-            {"ours, gated": result["metrics"], "plain shared net": result["plain"], **single_nets(result)},
+            {"ours": result["metrics"], "plain shared net": result["plain"], **single_nets(result)},
         )
     ]
     owned = ", ".join(f"{name} {percent(share)}" for name, share in result["hard"].items())
+    shown += [budget_text(result["budget"])] if result["budget"] else []
     shown += [f"channels of their own: {owned}", f"next: igate export {args.out} --out {args.out.name}.igate"]
     return Answer({"run": str(args.out), **result}, shown)
 
@@ -87,10 +94,13 @@ def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
     """What was given, as fields of TrainConfig: the --config file's, replaced by options. known: the data's tasks."""
     from .training.config import TrainConfig
 
-    found = {} if args.config is None else read_config(args.config)
+    found, goal = {} if args.config is None else read_config(args.config), _goal(args)
+    if goal.keys() & set(KINDS):  # one kind of budget replaces whatever kind the file has
+        found = {key: value for key, value in found.items() if key not in KINDS}
+    found |= goal
     if args.tasks:
         found["tasks"] = list(args.tasks)
-    for name in ("backbone", "width", "budget", "seed", "recipe", "balance", "granule", "tie", "lr"):
+    for name in ("backbone", "width", "seed", "recipe", "balance", "granule", "tie", "lr", "final"):
         if getattr(args, name) is not None:
             found[name] = getattr(args, name)
     if args.width is not None and args.width.is_integer():
@@ -108,6 +118,28 @@ def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
         config = TrainConfig.from_json(found)
         found["single_steps"] = config.plain_steps + config.final_steps
     return found
+
+
+def _goal(args: TrainArgs) -> dict[str, Any]:
+    """The budget, if one is given, as fields of TrainConfig."""
+    kinds: dict[str, Any] = {name: getattr(args, name) for name in KINDS if getattr(args, name) is not None}
+    if len(kinds) > 1:
+        evidence = " and ".join(f"--{name} {value}" for name, value in kinds.items())
+        raise InputError("one budget at a time", evidence, "give one of --budget, --ratio and --ms")
+    if args.table is not None:  # a file is found again from wherever the run goes on
+        path = Path(args.table)
+        kinds["table"] = str(path.resolve()) if path.exists() else args.table
+    return kinds
+
+
+def budget_text(budget: dict[str, Any]) -> str:
+    """Where a trained net landed in its budget of time, in a sentence."""
+    asked = f"{budget['ratio']:g}x the plain net" if budget["ratio"] is not None else f"{budget['ms']:g} ms"
+    value = f"predicted {budget['predicted_ms']:.3g} ms ({budget['predicted_ratio']:.3f}x)"
+    if budget["measured_ms"] is not None:
+        value = f"measured {budget['measured_ms']:.3g} ms ({budget['measured_ratio']:.3f}x), {value}"
+    note = f"; {budget['note']}" if budget["note"] else ""
+    return f"budget {asked}: {value}, {budget['share']:.1%} of it{note}"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -179,7 +211,7 @@ def _same(stored: dict[str, Any], asked: dict[str, Any]) -> None:
             )
 
 
-def _data(args: TrainArgs, stored: dict[str, Any] | None) -> Path:
+def find_data(args: TrainArgs, stored: dict[str, Any] | None) -> Path:
     """The data folder; generated first when the word "tabletop" was given."""
     if stored is not None and args.data is None and stored["data"]:
         return Path(stored["data"])
@@ -208,7 +240,7 @@ def data_info(data: Path) -> DataInfo:
     return read_info(data)
 
 
-class _Bar:
+class Bar:
     """Training progress on stderr: a bar on a terminal, else a line at each quarter of a stage."""
 
     def __init__(self) -> None:
@@ -220,7 +252,7 @@ class _Bar:
         self._stage, self._said = "", -1
         self._task: Any = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         if self._console.is_terminal:
             self._bar.start()
         return self

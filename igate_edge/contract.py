@@ -128,13 +128,14 @@ class Preprocess:
 def check_sites(sites: Any, tasks: Sequence[OutputSpec]) -> None:
     """Raise InputError unless `sites` are gate sites of these tasks, as a file may claim them.
 
-    Each is {"name", "channels", "open": {task: one "0" or "1" a channel}}, and perhaps "granule" and "tie".
+    Each is {"name", "channels", "open": {task: one "0" or "1" a channel}}, and perhaps "granule" and "tie"; in a merged
+    network also "rows", its physical channels in runs [task, "shared" or "", first channel, count].
     """
     if not isinstance(sites, list):
         raise InputError("the gate sites are no list", f"{sites!r:.60}", "write a list")
     names = set()
     for site in sites:
-        given = _fields(site, "a gate site", ("name", "channels", "open"), ("granule", "tie"))
+        given = _fields(site, "a gate site", ("name", "channels", "open"), ("granule", "tie", "rows"))
         name, bits = given["name"], given["open"]
         if not _is_name(name) or name in names or not isinstance(given.get("tie"), str | None):
             raise InputError("a gate site has no name of its own", f"{name!r:.60}", "name every site once")
@@ -143,10 +144,21 @@ def check_sites(sites: Any, tasks: Sequence[OutputSpec]) -> None:
         _whole(f"granule of gate site {name!r}", given.get("granule", 1), 1, MAX_CHANNELS)
         if not isinstance(bits, Mapping) or set(bits) != {spec.name for spec in tasks}:
             raise InputError(f"gate site {name!r} has other tasks than the network", f"{bits!r:.80}", "export it again")
+        _check_rows(name, given.get("rows", []), {*bits, "shared", ""})
         for task, row in bits.items():
             if not isinstance(row, str) or len(row) != channels or set(row) - {"0", "1"}:
                 evidence = f"{name!r}, task {task!r}: {row!r:.40} for {channels} channels"
                 raise InputError("the gates do not fit their site", evidence, "write one 0 or 1 a channel")
+
+
+def _check_rows(site: str, runs: Any, owners: set[str]) -> None:
+    """Runs of physical channels: [owner, first channel, count]."""
+    for run in runs if isinstance(runs, list) else [None]:
+        if not isinstance(run, list) or len(run) != 3 or not isinstance(run[0], str) or run[0] not in owners:
+            evidence = f"{site!r}: {run!r:.60}"
+            raise InputError("the physical channels of a gate site cannot be read", evidence, "export it again")
+        _whole(f"a channel of gate site {site!r}", run[1], 0, MAX_CHANNELS)
+        _whole(f"channels of gate site {site!r}", run[2], 1, MAX_CHANNELS)
 
 
 def _is_name(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""ONNX bytes + real frames -> a bundle: prune, calibrate, quantise, record what the network answers, write the file."""
+"""ONNX bytes + real frames -> a bundle: lay out, calibrate, quantise, record the answers, write the file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .bundle import MIN_GOLDEN, Bundle, canonical_json, write_bundle
-from .compiler import calibrate, graph, prune, quantize
+from .compiler import calibrate, graph, layout, masks, quantize, ranges
 from .contract import OutputSpec, Preprocess
 from .engines import onnxruntime as ort
-from .errors import DataError
+from .errors import DataError, GraphError
 from .golden import run_frames, tolerances, too_far
 from .plain import weightless
 from .runtime.preprocess import to_input, to_network_size
@@ -29,25 +29,29 @@ def package(
     provenance: dict[str, Any] | None = None,
     results: dict[str, Any] | None = None,
     method: str = "minmax",
+    plain: bytes | None = None,
 ) -> Bundle:
-    """Write the bundle of a network in gated or plain ONNX form; returns it as it reads back.
+    """Write the bundle of a network in any ONNX form; returns it as it reads back.
 
     calibration: uint8 RGB frames [H,W,3] of any size from the robot's own camera; they set the INT8 ranges and are
     not stored. golden: at least 4 such frames; they are stored at network size with the outputs. labels: task name ->
-    labels of the golden frames, [N,...]. budget, provenance and results are plain JSON for the manifest. Raises
+    labels of the golden frames, [N,...]. budget, provenance and results are plain JSON for the manifest. plain: ONNX
+    of the plain shared net that a merged or filled network came from; the other forms say it themselves. Raises
     DataError (frames, or a task that ignores them), GraphError (model), UnavailableError (cannot write); an existing
     file then stays as it was.
     """
     model = graph.load(onnx_bytes)
     specs, preprocess = list(graph.specs(model)), graph.preprocess(model)
+    reference = plain_net(onnx_bytes if plain is None else plain)
     frames = golden_frames(golden, preprocess)
     kept = _labels(labels or {}, specs, len(frames))
-    pruned = prune.prune(model).model
-    seen = calibrate.observe(pruned, (to_input(frame, preprocess) for frame in calibration), method)
-    ranges = seen.ranges
-    floats = _answers(graph.dump(pruned), frames, preprocess)
+    laid = layout.lay_out(model)
+    seen = calibrate.observe(laid.model, (to_input(frame, preprocess) for frame in calibration), method)
+    families = ranges.by_family(laid, seen.ranges)
+    floats = _answers(graph.dump(laid.model), frames, preprocess)
+    quantised = quantize.quantize(laid.model, ranges.of_layout(laid, families)[0], dialect="ort")
     # The reference is run without fusions: fused integer kernels round differently from one processor to the next.
-    int8s = _answers(graph.dump(quantize.quantize(pruned, ranges, dialect="ort")), frames, preprocess)
+    int8s = _answers(graph.dump(quantised), frames, preprocess)
     _all_see_the_image(floats)
     table, meta = tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)), graph.meta(model)
     manifest = {
@@ -71,7 +75,7 @@ def package(
     arrays = {"frame": frames, **{f"label/{name}": array for name, array in kept.items()}}
     arrays |= {f"float/{name}": array for name, array in floats.items()}
     arrays |= {f"int8/{name}": array for name, array in int8s.items()}
-    return write_bundle(path, manifest, model=onnx_bytes, ranges=ranges, plain=plain_net(onnx_bytes), golden=arrays)
+    return write_bundle(path, manifest, model=onnx_bytes, ranges=families, plain=reference, golden=arrays)
 
 
 def golden_frames(frames: Sequence[np.ndarray], preprocess: Preprocess) -> np.ndarray:
@@ -95,10 +99,14 @@ def _all_see_the_image(outputs: Mapping[str, np.ndarray]) -> None:
 
 
 def plain_net(onnx_bytes: bytes) -> bytes:
-    """The plain shared net of a model, without weights: all gates closed, then pruned."""
+    """The plain shared net of a model, without weights: all gates closed, then laid out. Raises GraphError."""
     model = graph.load(onnx_bytes)
-    if graph.meta(model)["form"] == "gated":
-        model = prune.prune(prune.close_all(model)).model
+    form = graph.meta(model)["form"]
+    if form in ("merged", "filled"):
+        fix = "pass the plain net's ONNX too (MergedNet.plain_twin)"
+        raise GraphError("a merged network does not say what its plain net is", f"form {form}", fix)
+    if form == "gated":
+        model = layout.lay_out(masks.close_all(model)).model
     about = {name: value for name, value in graph.meta(model).items() if name != "sites"}
     model.metadata_props[graph.KEY] = canonical_json({**about, "form": "plain"}).decode()
     return weightless(graph.dump(model))

@@ -11,7 +11,7 @@ from typing import Any
 from . import golden
 from .builder import networks, ranges_for
 from .bundle import Bundle
-from .compiler import graph, lint, prune, quantize
+from .compiler import graph, layout, lint, quantize
 from .engines import onnxruntime as ort
 from .plaindata import plain_json
 
@@ -43,12 +43,12 @@ def verify(path: str | os.PathLike[str], *, threads: int = 1) -> VerifyReport:
     passed == False into exit code 1.
     """
     bundle = Bundle.read(path)
-    pruned = prune.prune(networks(bundle)[0]).model
-    ranges, warnings = ranges_for(bundle, pruned)
+    laid = layout.lay_out(networks(bundle)[0])
+    ranges, warnings = ranges_for(bundle, laid)
     warnings += bundle.warnings
-    quantised = quantize.quantize(pruned, ranges, dialect="ort")
+    quantised = quantize.quantize(laid.model, ranges, dialect="ort")
     results = []
-    for precision, model in (("float", pruned), ("int8", quantised)):
+    for precision, model in (("float", laid.model), ("int8", quantised)):
         session = ort.open(graph.dump(model), threads=threads)
         results += golden.check(bundle, session.run, precision)
         session.close()

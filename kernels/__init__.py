@@ -1,4 +1,6 @@
 """Fused operations with their plain references: `from igate_edge.kernels.gated_select import gated_select`.
 
-Nothing is re-exported here: an operation has its file's name, and importing this package must load no torch.
+Training: gated_select. Deploy, CUDA C++ in cuda/: grouped_conv (igemm_s8_*), merge (merge_s8), image (preprocess_s8,
+argmax_, depth_ and normals_upsample), each with its plan (what the host prepares) beside its definition in numpy.
+emulator/ runs those sources on a CPU. Nothing is re-exported here: importing this package must load no torch.
 """

@@ -245,3 +245,24 @@ def constant_masks(kind: str, opened: bool, width: int = 6) -> dict[str, np.ndar
 def random_masks(kind: str, share: float, seed: int, width: int = 6) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {site: rng.random((len(TASKS), count)) < share for site, count in sites_of(kind, width).items()}
+
+
+def joint_masks(kind: str, share: float, seed: int, width: int = 6) -> dict[str, np.ndarray]:
+    """The same channels for all tasks, the same in all sites of one width."""
+    rng = np.random.default_rng(seed)
+    stages: dict[int, np.ndarray] = {}
+    found = {}
+    for site, count in sites_of(kind, width).items():
+        found[site] = stages.setdefault(count, np.tile(rng.random((1, count)) < share, (len(TASKS), 1)))
+    return found
+
+
+def cycle() -> ir.Model:
+    """Hand-made: a select between a map and a function of itself."""
+    net = Net(("a",))
+    x = net.op("Relu", "x", net.conv("c0", "image", 3, 6))
+    y = net.op("Relu", "y", net.conv("c1", x, 6, 6))
+    z = net.op("Relu", "z", net.conv("c2", y, 6, 6))
+    mask = net.const("mask", (np.arange(6) % 2 == 0).reshape(1, 6, 1, 1))
+    picked = net.op("Where", "w", mask, z, x)
+    return net.load({"a": net.conv("end", picked, 6, 1)})

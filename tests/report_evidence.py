@@ -83,7 +83,7 @@ def make_evidence() -> Evidence:
         bundle="made-up.igate", seal=bundle.seal, form="gated", backend="onnxruntime", version="1.32", threads=1,
         tasks=[s.name for s in SPECS], precision="int8", reason="INT8 is faster: INT8 3.00 ms, float 5.00 ms",
         cached=False,
-        key="k", path="", seconds={"prune": 0.1}, cost=cost, pruning={}, coverage={"int8_conv_macs_share": 0.97},
+        key="k", path="", seconds={"layout": 0.1}, cost=cost, pruning={}, coverage={"int8_conv_macs_share": 0.97},
         timing={}, golden=golden, lint=[], device=device,
         warnings=["pruning stopped at Loop node7: all its channels are kept"],
     )  # fmt: skip

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tinynet
 
-from igate_edge.bench import MAX_SPREAD, bench, interleave, ratio
+from igate_edge.bench import bench
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import InputError
 from igate_edge.package import package
+from igate_edge.timing import MAX_SPREAD, interleave, ratio
 
 FRAMES = tinynet.frames(8)
 

@@ -16,8 +16,10 @@ import tinynet
 from onnx import numpy_helper
 
 from igate_edge import Engine
-from igate_edge.builder import build
+from igate_edge.builder import Options, build, open_engine
 from igate_edge.bundle import Bundle, write_bundle
+from igate_edge.compiler import graph
+from igate_edge.compiler.layout import layers
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import BundleError, CheckFailed, InputError
 from igate_edge.package import package
@@ -39,7 +41,7 @@ def entries(folder: Path) -> list[Path]:
 def test_report_is_complete(bundle_path: Path, tmp_path: Path) -> None:
     report = build(bundle_path, cache_dir=tmp_path)
     assert report.precision in ("int8", "float") and report.reason and not report.cached
-    assert {"read", "prune", "quantise", "cost", "golden", "time"} <= set(report.seconds)
+    assert {"read", "layout", "quantise", "cost", "golden", "time"} <= set(report.seconds)
     assert {(item["task"], item["precision"]) for item in report.golden} == {
         (spec.name, precision) for spec in tinynet.TASKS for precision in ("float", "int8")
     }
@@ -269,3 +271,34 @@ def test_ranges_of_another_compiler_version_are_made_again(bundle_path: Path, tm
     report = build(renamed, cache_dir=tmp_path, precision="int8")
     assert any("do not fit this version" in warning for warning in report.warnings)
     assert all(item["passed"] for item in report.golden)
+
+
+def test_every_layout_passes_with_the_bundles_own_ranges(bundle_path: Path, tmp_path: Path) -> None:
+    first, *_ = layers(graph.load(Bundle.read(bundle_path).model))
+    keys = []
+    for choice in ("merged", "split", "merged:8", {first.name: "split"}):
+        report = build(bundle_path, cache_dir=tmp_path, precision="int8", choice=choice)
+        assert all(item["passed"] for item in report.golden) and not report.cached
+        assert not any("do not fit this version" in warning for warning in report.warnings)
+        wanted = choice.get(first.name, "merged") if isinstance(choice, dict) else choice.partition(":")[0]
+        assert report.pruning["layers"][first.name] == wanted
+        keys.append(report.key)
+    assert len(set(keys)) == len(keys)
+    assert build(bundle_path, cache_dir=tmp_path, precision="int8", choice={first.name: "split"}).cached
+    assert build(bundle_path, cache_dir=tmp_path, precision="int8").key == keys[0]
+
+
+def test_a_layout_that_does_not_exist_is_refused(bundle_path: Path, tmp_path: Path) -> None:
+    for choice, words in (("dense", "unknown lowering 'dense'"), ({"x": "split"}, "no layer"), (["split"], "table")):
+        with pytest.raises(InputError, match=words):
+            build(bundle_path, cache_dir=tmp_path, choice=choice)
+    assert entries(tmp_path) == []
+
+
+def test_some_of_the_tasks_use_the_ranges_of_all(bundle_path: Path, tmp_path: Path) -> None:
+    for choice in ("merged", "split"):
+        options = Options(cache_dir=tmp_path, precision="int8", tasks=["depth"], choice=choice)
+        _, session, report = open_engine(bundle_path, options)
+        session.close()
+        assert [item["task"] for item in report.golden] == ["depth"] * 2 and all(i["passed"] for i in report.golden)
+        assert not any("do not fit this version" in warning for warning in report.warnings)

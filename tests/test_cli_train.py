@@ -19,8 +19,9 @@ pytest.importorskip("torch", reason="training needs the extra: pip install 'igat
 
 from igate_edge.bundle import Bundle
 from igate_edge.cli_export import nearest
-from igate_edge.cli_train import TrainArgs, parse_size, plan_steps, settings
+from igate_edge.cli_train import TrainArgs, budget_text, parse_size, plan_steps, settings
 from igate_edge.errors import InputError
+from igate_edge.plain import fill
 from igate_edge.training.folder import write_frame
 from igate_edge.training.layout import DataInfo, write_info
 
@@ -77,6 +78,7 @@ def exported(trained: Path) -> Path:
 def test_a_run_becomes_a_bundle_that_verifies(exported: Path) -> None:
     assert igate("verify", exported).code == 0
     manifest, golden = Bundle.read(exported).manifest, Bundle.read(exported).golden
+    assert manifest["form"] == "merged" and sum(count for *_, count in manifest["gates"][0]["rows"]) > 0
     assert manifest["training"]["seed"] == 3 and manifest["budget"] == {"own_channels": 0.25}
     results = manifest["results"]
     assert results["split"] == "val" and results["frames"] == 4
@@ -211,7 +213,9 @@ def test_a_full_disk_keeps_the_old_bundle(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr("igate_edge.gating.export.to_onnx", lambda *_, **__: Bundle.read(exported).model)
+    bundle = Bundle.read(exported)
+    monkeypatch.setattr("igate_edge.gating.export.to_onnx", lambda *_, **__: bundle.model)
+    monkeypatch.setattr("igate_edge.gating.export.plain_onnx", lambda *_: fill(bundle.plain))
     refused(igate("export", trained, "--out", out, "--json"), 3, "No space left")
     assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model.igate"]
 
@@ -259,3 +263,27 @@ def test_a_killed_run_resumes_to_the_same_network(data: Path, trained: Path, tmp
     assert igate("train", *again).code == 0
     ours, theirs = (json.loads((folder / "result.json").read_text()) for folder in (out, trained))
     assert ours["metrics"] == theirs["metrics"] and ours["hard"] == theirs["hard"]
+
+
+def test_one_budget_replaces_another_kind_in_a_file_of_settings(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"ratio": 1.5, "table": "x86", "seed": 4}))
+    assert settings(arguments(config=config), ()) == {"ratio": 1.5, "table": "x86", "seed": 4}
+    assert settings(arguments(config=config, ms=3.0), ()) == {"ms": 3.0, "table": "x86", "seed": 4}
+    assert settings(arguments(config=config, budget=0.1), ()) == {"budget": 0.1, "table": "x86", "seed": 4}
+    table = tmp_path / "table.json"
+    table.write_text("{}")
+    given = os.path.relpath(table)
+    assert settings(arguments(ratio=1.2, table=given), ()) == {"ratio": 1.2, "table": str(table.resolve())}
+    with pytest.raises(InputError, match=r"one budget at a time: --budget 0.1 and --ratio 1.5"):
+        settings(arguments(budget=0.1, ratio=1.5), ())
+
+
+def test_where_a_budget_landed_is_said_in_a_sentence() -> None:
+    found = {"ratio": 1.3, "ms": None, "predicted_ms": 3.1, "predicted_ratio": 1.25, "share": 0.98, "note": ""}
+    text = budget_text({**found, "measured_ms": 3.2, "measured_ratio": 1.274})
+    assert text == "budget 1.3x the plain net: measured 3.2 ms (1.274x), predicted 3.1 ms (1.250x), 98.0% of it"
+    foreign = {**found, "ratio": None, "ms": 3.2, "measured_ms": None, "note": "the table is of another machine"}
+    assert budget_text(foreign) == (
+        "budget 3.2 ms: predicted 3.1 ms (1.250x), 98.0% of it; the table is of another machine"
+    )

@@ -12,7 +12,7 @@ import pytest
 import tinynet
 
 from igate_edge.bundle import Bundle
-from igate_edge.compiler import graph, prune
+from igate_edge.compiler import families, graph, layout, prune
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import DataError, InputError
 from igate_edge.package import package
@@ -121,3 +121,12 @@ def test_a_task_that_ignores_the_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="task 'depth' does not depend on the image"):
         package(proto.SerializeToString(), tmp_path / "a.igate", calibration=FRAMES, golden=GOLDEN)
     assert not os.listdir(tmp_path)
+
+
+def test_ranges_are_those_of_the_plain_nets_values(packed: tuple[Bundle, Path]) -> None:
+    """One scale for all versions of a value: as many ranges as the plain net has values, none for a branch."""
+    model = graph.load(packed[0].model)
+    laid = layout.lay_out(model)
+    assert set(packed[0].ranges) == set(laid.origin.values()) <= set(families.families(model).of.values())
+    assert "one.shared.relu" in packed[0].ranges
+    assert not any(name.startswith("one.seg.") for name in packed[0].ranges)

@@ -7,20 +7,21 @@ outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from .lanes import Fact, Scope, constant, dims_or_none, name_of
+from .lanes import Fact, Scope, dims_or_none, is_constant, name_of
 from .numbers import ONE, Ids, Numbers
 from .rules import apply, channel_mask
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Result of `analyse`. `ids`: numbers of every value's channels; `facts`: one a node, in graph order; `live`:
-    bool per number; `order`: physical rank of every channel of a value, so that channels selected together lie
+    """Result of `analyse`. `ids`: numbers of every value's channels; `facts`: one a node, in the order of the walk;
+    `live`: bool per number; `order`: physical rank of every channel of a value, so that channels selected together lie
     together.
     """
 
@@ -43,23 +44,30 @@ class Channels:
         ]
 
 
-def analyse(model: ir.Model) -> Channels:
-    """Provenance, liveness and physical order of all channels of a model of `graph.load`, which is not altered."""
+def analyse(
+    model: ir.Model, nodes: Sequence[ir.Node] | None = None, folds: Callable[[Fact], bool] = lambda fact: False
+) -> Channels:
+    """Provenance, liveness and physical order of all channels of a model of `graph.load`, which is not altered.
+
+    nodes: the graph's nodes in another order of execution. folds: whether a node takes a mix's terms instead of the
+    mix, so that the mix itself need not be made for it.
+    """
     graph, numbers = model.graph, Numbers()
     scope = Scope(numbers, graph.opset_imports.get("", 18))
     for value in graph.inputs:
         shape = dims_or_none(value)
         scope.ids[name_of(value)] = numbers.new(shape[1] if len(shape) >= 2 else 1)
-    facts = [apply(scope, node) for node in graph if node.op_type != "Constant"]
-    live = _live(model, scope, facts)
+    walk = graph if nodes is None else nodes
+    facts = [apply(scope, node) for node in walk if node.op_type != "Constant"]
+    live = _live(model, scope, facts, folds)
     return Channels(numbers, scope.ids, facts, live, _Orders(model, scope, facts).ranks())
 
 
-def _live(model: ir.Model, scope: Scope, facts: list[Fact]) -> np.ndarray:
+def _live(model: ir.Model, scope: Scope, facts: list[Fact], folds: Callable[[Fact], bool]) -> np.ndarray:
     """Numbers that some output depends on. Operands are older than results, so one backward pass is enough."""
     live = np.zeros(scope.numbers.count, bool)
     for output in model.graph.outputs:
-        if constant(output) is None:
+        if not is_constant(output):
             _need(live, scope.numbers, scope.ids[name_of(output)])
     for fact in reversed(facts):
         if fact.kind == "barrier":
@@ -73,20 +81,22 @@ def _live(model: ir.Model, scope: Scope, facts: list[Fact]) -> np.ndarray:
         if fact.kind == "mix":
             _need(live, scope.numbers, fact.ids[used])
         elif fact.kind == "rows":
-            _need(live, scope.numbers, fact.operands)
+            _need(live, scope.numbers, fact.operands, folds(fact))
         else:
-            _need(live, scope.numbers, fact.operands[:, used])
+            _need(live, scope.numbers, fact.operands[:, used], folds(fact))
     live[ONE] = False
     return live
 
 
-def _need(live: np.ndarray, numbers: Numbers, ids: Ids) -> None:
-    """Mark numbers live; a linear form also needs its atoms."""
-    flat = np.unique(ids)
-    live[flat] = True
-    for number in flat.tolist():
-        for atom, _ in numbers.forms.get(number, ()):
-            live[atom] = True
+def _need(live: np.ndarray, numbers: Numbers, ids: Ids, folded: bool = False) -> None:
+    """Mark numbers live; a linear form also needs its atoms, or, folded, these alone."""
+    for number in np.unique(ids).tolist():
+        form = numbers.forms.get(number, ())
+        if not folded or not form:
+            live[number] = True
+        if folded or number not in numbers.composed:
+            for atom, _ in form:
+                live[atom] = True
 
 
 @dataclass
@@ -108,7 +118,7 @@ class _Orders:
     def _join(self, node: ir.Node) -> None:
         out = name_of(node.outputs[0])
         for value in node.inputs:
-            if value is None or constant(value) is not None:
+            if value is None or is_constant(value):
                 continue
             if len(self.scope.ids[name_of(value)]) == len(self.scope.ids[out]):
                 self.parent[self._find(name_of(value))] = self._find(out)

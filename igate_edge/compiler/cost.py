@@ -114,3 +114,18 @@ def count(model: ir.Model) -> Cost:
             seen.add(name)
         nodes.append(NodeCost(node.name or "", node.op_type, macs, params, output, head))
     return Cost(sum(node.macs for node in nodes), sum(node.params for node in nodes), nodes, sorted(set(unknown)))
+
+
+def useful(model: ir.Model) -> int:
+    """MACs without those of zero blocks: pairs of an output and an input channel whose whole kernel is 0.
+
+    What a merged net's convolutions compute for nothing; of a net without such blocks it is all of them.
+    """
+    total = 0.0
+    for node, item in zip(model.graph, count(model).nodes, strict=True):
+        weight = constant(node.inputs[1]) if node.op_type in MACS and len(node.inputs) > 1 and node.inputs[1] else None
+        kept = 1.0
+        if weight is not None and weight.ndim >= 2 and item.macs:
+            kept = float(weight.reshape(*weight.shape[:2], -1).any(axis=2).mean())
+        total += kept * item.macs
+    return round(total)

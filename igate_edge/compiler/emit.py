@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ CANDIDATES = 16  # assembled tensors looked at for reuse
 @dataclass(eq=False)
 class Tensor:
     """A value of the new graph. `numbers`: what its channels hold, -1 for a channel nobody reads. `free`: the
-    producer can still put its output channels in any order, until somebody reads them.
+    producer can still put its output channels in any order, until somebody reads them. `family`: see `families`.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Tensor:
     free: bool = False
     array: np.ndarray | None = None
     index: int = -1
+    family: str = ""
 
 
 @dataclass(eq=False)
@@ -45,7 +46,7 @@ class Constant:
 
 @dataclass(eq=False)
 class Record:
-    """One node to be."""
+    """One node to be. `notes`: its metadata, by key, as text that is made when the order of all channels is known."""
 
     op: str
     name: str
@@ -53,13 +54,17 @@ class Record:
     outputs: list[Tensor]
     attributes: list[ir.Attr] = field(default_factory=list)
     domain: str = ""
+    notes: dict[str, Callable[[], str]] = field(default_factory=dict)
 
 
 class Emitter:
-    """Collects nodes, knows where every number lives, and assembles inputs."""
+    """Collects nodes, knows where every number lives, and assembles inputs.
 
-    def __init__(self, numbers: Numbers, reserved: Sequence[str]) -> None:
-        self.numbers = numbers
+    families: value name -> family, which every new tensor inherits from the original value that it is like.
+    """
+
+    def __init__(self, numbers: Numbers, reserved: Sequence[str], families: Mapping[str, str]) -> None:
+        self.numbers, self.families = numbers, families
         self.records: list[Record] = []
         self.tensors: list[Tensor] = []
         self.gathers: list[str] = []
@@ -83,16 +88,19 @@ class Emitter:
 
     def tensor(self, like: ir.Value, numbers: Ids, *, free: bool = False, base: str = "") -> Tensor:
         """A new home for `numbers`, shaped as the original value `like` with another channel count."""
-        shape = dims_or_none(like)
-        made = self._add(base or name_of(like), numbers, shape, like.dtype)
+        made = self.copy(like, numbers, base or name_of(like))
         made.free = free
         held = np.flatnonzero(numbers >= 0)
         self.home[numbers[held]], self.place[numbers[held]] = made.index, held
         return made
 
-    def _add(self, base: str, numbers: Ids, shape: tuple[int, ...], dtype: ir.DataType | None) -> Tensor:
+    def copy(self, like: ir.Value, numbers: Ids, base: str) -> Tensor:
+        """A tensor that is nobody's home: its numbers live elsewhere, or are mixes."""
+        return self._add(base, numbers, dims_or_none(like), like.dtype, self.families.get(name_of(like), ""))
+
+    def _add(self, base: str, numbers: Ids, shape: tuple[int, ...], dtype: ir.DataType | None, family: str) -> Tensor:
         shape = (shape[0], len(numbers), *shape[2:]) if len(shape) >= 2 else shape
-        made = Tensor(self.name(base), numbers, shape, dtype, index=len(self.tensors))
+        made = Tensor(self.name(base), numbers, shape, dtype, index=len(self.tensors), family=family)
         self.tensors.append(made)
         return made
 
@@ -103,8 +111,10 @@ class Emitter:
         output: Tensor,
         base: str,
         attributes: Sequence[ir.Attr] = (),
-    ) -> None:
-        self.records.append(Record(op, self.name(f"node:{base}")[5:], inputs, [output], list(attributes)))
+    ) -> Record:
+        record = Record(op, self.name(f"node:{base}")[5:], inputs, [output], list(attributes))
+        self.records.append(record)
+        return record
 
     def shared(self, name: str, array: np.ndarray) -> Constant:
         """An initializer that several nodes may read, under its original name."""
@@ -116,15 +126,18 @@ class Emitter:
         return Constant(self.name(base), lambda: array)
 
     def reorder(self, tensor: Tensor, numbers: Ids) -> bool:
-        """Put a tensor's channels in the order of `numbers` if its producer still can; says whether they now are."""
+        """Put a tensor's channels in the order of `numbers` if its producer still can; says whether they now are.
+
+        -1 among them is a channel of zeros.
+        """
         if np.array_equal(tensor.numbers, numbers):
             return True
-        if not tensor.free or len(numbers) != len(tensor.numbers):
+        held = np.flatnonzero(numbers >= 0)
+        live = tensor.numbers[tensor.numbers >= 0]
+        if not tensor.free or not np.array_equal(np.sort(numbers[held]), np.sort(live)):
             return False
-        if not np.array_equal(np.sort(numbers), np.sort(tensor.numbers)):
-            return False
-        tensor.numbers = numbers
-        self.place[numbers] = np.arange(len(numbers))
+        tensor.numbers, tensor.shape = numbers, (tensor.shape[0], len(numbers), *tensor.shape[2:])
+        self.place[numbers[held]] = held
         return True
 
     # --- reading ---
@@ -148,12 +161,15 @@ class Emitter:
         parts = [part for stretch in stretches for part in self._stretch(stretch, base, like)]
         return self._concat(parts, base, like)
 
-    def columns(self, wanted: Ids, base: str, like: ir.Value) -> Tensor:
-        """A tensor that holds `wanted` in any order, perhaps with others between: for readers with free columns."""
+    def columns(self, wanted: Ids, base: str, like: ir.Value, *, whole: bool = False) -> Tensor:
+        """A tensor that holds `wanted` in any order, perhaps with others between: for readers with free columns.
+
+        `whole`: tensors are taken as they are, whatever else they hold; else with at most a quarter of others.
+        """
         shape, spare = dims_or_none(like), len(wanted) // 4
         best: Tensor | None = None
         for held in self._candidates(int(wanted[0]), shape):
-            if len(held.numbers) <= len(wanted) + spare and np.isin(wanted, held.numbers).all():
+            if (whole or len(held.numbers) <= len(wanted) + spare) and np.isin(wanted, held.numbers).all():
                 best = held if best is None or len(held.numbers) < len(best.numbers) else best
         if best is not None:
             best.free = False
@@ -164,7 +180,7 @@ class Emitter:
             if home >= 0:
                 part = part[np.argsort(self.place[part], kind="stable")]
                 held = self.tensors[home]
-                if len(held.numbers) - len(part) <= len(part) // 4:
+                if whole or len(held.numbers) - len(part) <= len(part) // 4:
                     held.free = False
                     parts.append(held)
                     continue
@@ -209,7 +225,8 @@ class Emitter:
             return held
         key = ("slice", held.index, start, stop)
         if key not in self._made:
-            made = self._add(f"{held.name}.{start}to{stop}", held.numbers[start:stop], held.shape, held.dtype)
+            name = f"{held.name}.{start}to{stop}"
+            made = self._add(name, held.numbers[start:stop], held.shape, held.dtype, held.family)
             limits = (("starts", start), ("ends", stop), ("axes", 1))
             inputs = [self.constant(f"{made.name}.{word}", np.array([value])) for word, value in limits]
             self.node("Slice", [held, *inputs], made, f"{made.name}.slice")
@@ -224,7 +241,9 @@ class Emitter:
             for part in parts:
                 part.free = False
             numbers = np.concatenate([part.numbers for part in parts])
-            made = self._add(base, numbers, dims_or_none(like), parts[0].dtype)
+            own = {part.family for part in parts if part.array is None}
+            family = own.pop() if len(own) == 1 else self.families.get(name_of(like), "")
+            made = self._add(base, numbers, dims_or_none(like), parts[0].dtype, family)
             self.node("Concat", list(parts), made, f"{made.name}.concat", [ir.AttrInt64("axis", 1)])
             self._hold(made)
             self._made[key] = made
@@ -236,7 +255,7 @@ class Emitter:
         places = np.array([where[int(number)] for number in numbers], np.int64)
         key = ("gather", held.index, places.tobytes())
         if key not in self._made:
-            made = self._add(base, numbers, held.shape, held.dtype)
+            made = self._add(base, numbers, held.shape, held.dtype, held.family)
             index = self.constant(f"{made.name}.index", places)
             self.node("Gather", [held, index], made, f"{made.name}.gather", [ir.AttrInt64("axis", 1)])
             self.gathers.append(made.name)
@@ -257,7 +276,7 @@ class Emitter:
             for index, number in enumerate(numbers.tolist()):
                 known = self.numbers.constants.get(number)
                 array[:, index] = self.numbers.literals[number] if known is None else known
-            self._made[key] = made = self._add("constant", numbers, shape, like.dtype)
+            self._made[key] = made = self._add("constant", numbers, shape, like.dtype, "")
             made.array = array
         return self._made[key]
 
@@ -267,7 +286,7 @@ class Emitter:
         """The tensor of a graph output, under the output's own name."""
         found = self.read(numbers, name_of(value), value)
         if found in taken or found in inputs or found.array is not None:
-            copy = Tensor(name_of(value), found.numbers, found.shape, found.dtype)
+            copy = Tensor(name_of(value), found.numbers, found.shape, found.dtype, family=found.family)
             self.node("Identity", [found], copy, f"{name_of(value)}.identity")
             return copy
         found.name = name_of(value)
@@ -299,6 +318,7 @@ class Emitter:
                 r.attributes,
                 outputs=[_some(value(o)) for o in r.outputs],
                 name=r.name,
+                metadata_props={key: text() for key, text in r.notes.items()},
             )
             for r in self.records
         ]

@@ -23,6 +23,8 @@ MOVES = frozenset(
 )
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"})
 NONNEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
+#: Metadata of convolutions that the compiler adds: their results are sums of versions of one value.
+SUM = "igate.sum"
 #: A concatenation joins scales up to this ratio of ranges; beyond it an input that others read too keeps its own.
 RATIO = 16.0
 
@@ -90,6 +92,11 @@ def averages(node: ir.Node) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in AVERAGES
 
 
+def is_sum(node: ir.Node) -> bool:
+    """True for the compiler's own convolutions that make sums of versions of one value."""
+    return node.op_type == "Conv" and (SUM in node.metadata_props or (node.name or "").endswith(".mix"))
+
+
 def weighted(node: ir.Node) -> bool:
     """True for Conv and plain Gemm with constant float weights and an input that depends on the image."""
     if node.op_type not in ("Conv", "Gemm") or not is_activation(node.inputs[0]):
@@ -138,7 +145,7 @@ def join(model: ir.Model, ranges: Mapping[str, Range] | None = None) -> dict[str
     """Activation name -> representative of the group it shares one scale with.
 
     Groups: inputs and outputs of operators that only move values (Concat, Slice, Gather, MaxPool, Reshape, Where,
-    nearest Resize, zero Pad) and of `.mix` convolutions, whose output is a convex combination of a site's maps. With
+    nearest Resize, zero Pad) and of the compiler's `.mix` and `.skip` convolutions (convex combinations of maps). With
     `ranges`, a Concat input that is read elsewhere too and is `RATIO` times smaller than the largest one keeps a scale
     of its own (cases Q8).
     """
@@ -156,7 +163,7 @@ def join(model: ir.Model, ranges: Mapping[str, Range] | None = None) -> dict[str
         if moves(node):
             if node.op_type == "Concat" and ranges is not None:
                 members = _close(members, ranges)
-        elif node.op_type == "Conv" and (node.name or "").endswith(".mix"):
+        elif is_sum(node):
             members = [*activations(node.inputs), site(node)]
         else:
             members = []
@@ -206,6 +213,7 @@ def nonnegative(model: ir.Model) -> set[str]:
         if (
             node.op_type in NONNEGATIVE
             or limits is not None
+            or (is_sum(node) and is_known(node.inputs[0]) and all(map(is_known, floats[1:])))
             or (data and (moves(node) or averages(node) or node.op_type in ("Add", "Mul")) and all(map(is_known, data)))
         ):
             known.update(name_of(value) for value in activations(node.outputs))

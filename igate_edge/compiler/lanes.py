@@ -26,6 +26,8 @@ SPATIAL = frozenset([
     "Upsample", "InstanceNormalization", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "ReduceMean",
     "ReduceMax", "ReduceMin", "ReduceSum", "ReduceL2", "Expand",
 ])  # fmt: skip
+#: Of these, averages: the average of a mix is the mix of the averages.
+LINEAR = frozenset(["AveragePool", "GlobalAveragePool", "ReduceMean"])
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
 
@@ -110,6 +112,11 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return tensor.numpy() if tensor is not None else None
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `constant` would give an array; much cheaper."""
+    return value is not None and ir.convenience.get_const_tensor(value) is not None
+
+
 def dims(value: ir.Value) -> tuple[int, ...]:
     """Static shape of a value."""
     assert value.shape is not None  # graph.load infers every shape
@@ -188,8 +195,15 @@ def _number_lanes(scope: Scope, node: ir.Node, reads: Ids, slots: tuple[Slot, ..
         columns.append([piece.tobytes() for piece in moved])
     tail = dims(node.outputs[0])[2:]
     space = (signature(node), tail, tuple(slot.key() for slot in slots))
-    # Position c of a dict key; a 1-tuple and a bare int would not mix well, so always tuples.
-    ids, fresh = scope.numbers.intern(space, zip(*columns, strict=True))
+    mixed = _averages(scope, node, reads, space)
+    keys = list(zip(*columns, strict=True))  # a 1-tuple and a bare int would not mix well, so always tuples
+    rest = np.array([place for place in range(len(keys)) if place not in mixed], np.int64)
+    ids, fresh = np.empty(len(keys), np.int64), NONE
+    ids[rest], born = scope.numbers.intern(space, (keys[place] for place in rest.tolist()))
+    fresh = rest[born]
+    if mixed:
+        ids[list(mixed)], born = scope.numbers.compose(list(mixed.values()))
+        fresh = np.sort(np.concatenate([fresh, np.array(list(mixed), np.int64)[born]]))
     folded = _fold(scope, node, reads, slots)
     if folded is not None:
         at, made = folded
@@ -197,6 +211,19 @@ def _number_lanes(scope: Scope, node: ir.Node, reads: Ids, slots: tuple[Slot, ..
         fresh = fresh[~np.isin(fresh, at)]
     names = tuple(slot.name for slot in each)
     return Fact(node, "lanes", ids, fresh, reads, slots, (space, names))
+
+
+def _averages(scope: Scope, node: ir.Node, reads: Ids, space: Any) -> dict[int, dict[int, float]]:
+    """Positions that average a mix whose maps are averaged elsewhere, with the mix of those averages."""
+    found: dict[int, dict[int, float]] = {}
+    if node.op_type not in LINEAR or len(reads) != 1:
+        return found
+    for place, number in enumerate(reads[0].tolist()):
+        form = scope.numbers.forms.get(number, ())
+        parts = {scope.numbers.known(space, (atom,)): weight for atom, weight in form}
+        if form and None not in parts:
+            found[place] = {int(atom): weight for atom, weight in parts.items() if atom is not None}
+    return found
 
 
 def _even(node: ir.Node, slots: tuple[Slot, ...]) -> bool:

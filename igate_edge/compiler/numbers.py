@@ -31,6 +31,7 @@ class Numbers:
         self.constants: dict[int, float] = {ONE: 1.0}
         self.forms: dict[int, tuple[tuple[int, float], ...]] = {}
         self.literals: dict[int, np.ndarray] = {}  # constant maps that are not one value everywhere: [N, *spatial]
+        self.composed: set[int] = set()  # forms that a node can also make without their atoms
         self._by_constant: dict[float, int] = {1.0: ONE}
         self._tables: dict[Any, dict[Any, int]] = {}
         self._rows: dict[Any, dict[bytes, list[tuple[np.ndarray, int, int]]]] = {}
@@ -61,6 +62,18 @@ class Numbers:
             ids.append(found)
         self.count = number
         return np.array(ids, np.int64), np.array(fresh, np.int64)
+
+    def known(self, space: Any, key: Any) -> int | None:
+        """The number of a key, if it has one."""
+        return self._tables.get(space, {}).get(key)
+
+    def compose(self, forms: Sequence[dict[int, float]]) -> tuple[Ids, Ids]:
+        """As `combine`, for a node that makes these forms without their atoms; and the positions that are new."""
+        before = self.count
+        ids = self.combine(forms)
+        born, first = np.unique(ids, return_index=True)
+        self.composed.update(born[born >= before].tolist())
+        return ids, np.sort(first[born >= before])
 
     def rows(self, space: Any, weight: np.ndarray) -> tuple[Ids, Ids]:
         """Numbers of the rows of `weight` [O, F] that act on one and the same input, named by `space`.

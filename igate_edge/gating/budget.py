@@ -1,26 +1,128 @@
 """Budgets on gates: each is called as budget(net) and gives a scalar to add to the task loss.
 
 All push the gates of every task at every step, also of tasks that are absent from a batch: a budget belongs to the
-network, not to a batch. Milliseconds are the business of the finished engine; a fraction of gates or MACs is what is
-held here.
+network, not to a batch. `Budget` holds milliseconds as a latency table predicts them; the others, the paper's among
+them, hold a fraction of gates or MACs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..contract import is_number
-from ..errors import InputError
+from ..errors import BudgetError, InputError
 from .gate import Gates, is_open
 from .net import InterroGateNet, site_weights
+from .pricing import Price, Pricing
 from .site import GateSite
+
+if TYPE_CHECKING:
+    from ..compiler.latency import LatencyTable
 
 Target = float | Mapping[str, float]
 JUST = 1e-3  # logit of a gate that fix_fraction flips: just across the threshold
+TABLE = "x86-epyc-avx2-1t"  # the latency table that is shipped
+#: What a budget's penalty weighs at the end of a search, and 1 at its start.
+STIFFEN = 100.0
+#: A finished engine lands when it takes at least this share of its budget, and no more than all of it.
+LANDING = 0.95
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Holds the predicted time of the gate pattern's engine: `ms` milliseconds, or `ratio` times the plain shared net.
+
+    table: a LatencyTable, or a file's or a shipped table's name. Called with the fraction of the search that is done,
+    it gives weight / T * sum_t (time_t / goal_t - 1)^2 / 2, where time_t is what the gates of task t add to the plain
+    net's time (of a channel that all opened, each its part) and goal_t an equal part of what the budget adds. The goal
+    falls from all gates open to the budget until `close` of the search is done, a constant share a step, so that gates
+    close in the order of their worth; below the goal they open again. The weight is not there to be tuned: it grows
+    from 1 to 100, a penalty method, and gates land for tasks that pull on them a thousand times more or less. Raises
+    InputError for what is no budget, BudgetError for one that cannot be held.
+    """
+
+    ms: float | None = None
+    ratio: float | None = None
+    table: LatencyTable | str = TABLE
+    close: float = 0.7
+    _pricings: WeakKeyDictionary[InterroGateNet, Pricing] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.ms, self.ratio) if value is not None]
+        if len(given) != 1 or not is_number(given[0]) or given[0] <= 0:
+            raise InputError("not a budget of time", f"ms={self.ms}, ratio={self.ratio}", "give one, above 0")
+        if not is_number(self.close) or not 0 < self.close <= 1:
+            raise InputError("a budget's close is not usable", f"{self.close!r:.60}", "pass a share of the search")
+
+    def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
+        pricing = self.pricing(net)
+        opened, goal = pricing.most_ms - pricing.plain_ms, self.limit(net) - pricing.plain_ms
+        if not 0 < goal < opened:
+            self.check(net)
+        done = _ramp(self.close, progress)
+        part = opened ** (1 - done) * goal**done / pricing.tasks
+        return STIFFEN ** min(max(progress, 0.0), 1.0) * ((pricing.added() / part - 1) ** 2 / 2).mean()
+
+    def pricing(self, net: InterroGateNet) -> Pricing:
+        """The prices of this net's gate patterns; made once a net."""
+        if net not in self._pricings:
+            self._pricings[net] = Pricing(net, self.latency())
+        return self._pricings[net]
+
+    def latency(self) -> LatencyTable:
+        """The latency table."""
+        from ..compiler.latency import LatencyTable
+
+        return LatencyTable.load(self.table) if isinstance(self.table, str) else self.table
+
+    def price(self, net: InterroGateNet) -> Price:
+        """Predicted time of the gates as they are now, in merged form."""
+        pricing = self.pricing(net)
+        return pricing.price(pricing.pattern())
+
+    def limit(self, net: InterroGateNet) -> float:
+        """The budget in predicted milliseconds."""
+        return self.ms if self.ms is not None else (self.ratio or 0.0) * self.pricing(net).plain_ms
+
+    def least(self, net: InterroGateNet) -> tuple[float, str]:
+        """The least possible milliseconds, those of the plain shared net, and a sentence on what takes them."""
+        pricing = self.pricing(net)
+        heads = sorted(pricing.heads.items(), key=lambda item: -item[1])
+        names = ", ".join(f"{name} {ms:.3g}" for name, ms in heads)
+        text = (
+            f"the plain shared net takes {pricing.plain_ms:.3g} ms: its backbone {pricing.backbone_ms:.3g}, "
+            f"its heads {sum(pricing.heads.values()):.3g} ({names}); the most costly layer is {pricing.costliest}"
+        )
+        return pricing.plain_ms, text
+
+    def check(self, net: InterroGateNet) -> None:
+        """Raise BudgetError for a budget that no gate pattern meets, or that all of them do."""
+        pricing, limit = self.pricing(net), self.limit(net)
+        least, text = self.least(net)
+        if limit <= least:
+            asked = f"{limit:.3g} ms" if self.ms is not None else f"{self.ratio:g} times the plain net's time"
+            if limit < sum(pricing.heads.values()):
+                asked += ", less than the heads alone"
+            fix = f"give more than {least:.3g} ms, or make the part that costs most cheaper"
+            raise BudgetError(f"the budget cannot be met: {asked}", text, fix)
+        if limit >= pricing.most_ms:
+            ratio = pricing.most_ms / pricing.plain_ms
+            evidence = f"with every gate open the net takes {pricing.most_ms:.3g} ms, {ratio:.2f} times the plain net"
+            raise BudgetError(f"the budget of {limit:.3g} ms never binds", evidence, "give less")
+
+    def as_json(self) -> dict[str, Any]:
+        """What an export's manifest says of the budget."""
+        table = self.latency()
+        about = {"table": table.name, "device": table.device, "backend": table.backend, "threads": table.threads}
+        return {"kind": "Budget", "ms": self.ms, "ratio": self.ratio, **about}
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,15 @@ def _not_none(base: Tensor | None) -> Tensor:
 
 
 def block_rows(plan: Plan, module: nn.Module, block: Block, rows: Rows, fetch: Callable[[int], Any]) -> Tensor:
-    """Some rows of one stream's map at a site: convolution, norm, add and activation of these rows only."""
+    """Some rows of one stream's map at a site: convolution, norm, add, activation and pool of these rows only."""
     value = _body_rows(plan, module, block.body, rows, fetch)
-    return value if block.act is None else evaluate(plan.steps[block.act], module, lambda _: value)
+    for index in block.tail:
+        value = evaluate(plan.steps[index], module, _constant(value))
+    return value
+
+
+def _constant(value: Tensor) -> Callable[[int], Tensor]:
+    return lambda _: value
 
 
 def _body_rows(

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ..contract import OutputSpec, Preprocess
 from ..errors import ConvertError, InputError
 from . import onnx_graph
+from .budget import Budget
+from .merge import MergedNet
 
 if TYPE_CHECKING:
     from ..bundle import Bundle
@@ -40,7 +42,7 @@ def export(
     provenance: Mapping[str, Any] | None = None,
     half_weights: bool = False,
 ) -> Bundle:
-    """Export a network made by `interrogate` (or a PlainNet) into the bundle at `path`, and return the bundle.
+    """Export a network (of `interrogate`, `merge`, or a PlainNet) into the bundle at `path`, and return the bundle.
 
     `example`: float32 [1,3,H,W], a preprocessed image; every ONNX output is compared with the network's on it.
     `preprocess`: default rgb / 255 at the example's size. `calibration` and `golden`: uint8 [h,w,3] RGB frames;
@@ -64,10 +66,18 @@ def export(
         golden=list(golden) if golden is not None else frames[:4],
         budget=_plain_budget(budget),
         provenance=None if provenance is None else dict(provenance),
+        plain=plain_onnx(net, preprocess),
     )
 
 
+def plain_onnx(net: nn.Module, preprocess: Preprocess) -> bytes | None:
+    """ONNX of the plain shared net that a merged net is compared with, with weights of noise; None for other nets."""
+    return to_onnx(net.plain_twin(), preprocess) if isinstance(net, MergedNet) else None
+
+
 def _plain_budget(budget: Any) -> dict[str, Any] | None:
+    if isinstance(budget, Budget):
+        return budget.as_json()
     if dataclasses.is_dataclass(budget) and not isinstance(budget, type):
         return {"kind": type(budget).__name__, **dataclasses.asdict(budget)}
     return None if budget is None else dict(budget)
@@ -178,39 +188,15 @@ def _compare(stage: str, specs: Sequence[OutputSpec], wanted: Sequence[Any], got
 
 def _describe(net: nn.Module, specs: Sequence[OutputSpec], preprocess: Preprocess) -> str:
     """What the compiler and the runtime must know, as the JSON of the metadata key "igate"."""
-    sites = _sites(net)
+    sites = cast("Any", net).sites_json() if hasattr(net, "sites_json") else []
     about = {
         "schema": 1,
-        "form": "gated" if sites else "plain",
+        "form": getattr(net, "form", "gated" if sites else "plain"),
         "tasks": [spec.as_json() for spec in specs],
         "preprocess": preprocess.as_json(),
         "sites": sites,
     }
     return json.dumps(about, sort_keys=True)
-
-
-def _sites(net: nn.Module) -> list[dict[str, Any]]:
-    """Which channels each task opened, site by site; tied sites name the first of their group."""
-    sites = getattr(net, "sites", None) or {}
-    masks = cast("Any", net).gate_masks() if sites else {}
-    names = [task.name for task in _tasks(net)]
-    groups: dict[int, list[str]] = {}
-    for name, site in sites.items():
-        groups.setdefault(id(site.gates), []).append(name)
-    found = []
-    for name, site in sites.items():
-        group = groups[id(site.gates)]
-        rows = masks[name].cpu().numpy().astype(bool)
-        found.append(
-            {
-                "name": name,
-                "channels": int(site.channels),
-                "granule": int(site.gates.granule),
-                "tie": group[0] if len(group) > 1 else None,
-                "open": {task: "".join("01"[int(bit)] for bit in row) for task, row in zip(names, rows, strict=True)},
-            }
-        )
-    return found
 
 
 def _verify(data: bytes, specs: Sequence[OutputSpec], example: Tensor, reference: Sequence[Tensor]) -> None:

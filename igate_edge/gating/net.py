@@ -108,6 +108,27 @@ class InterroGateNet(nn.Module):
         """Decisions by site, bool [T,C]."""
         return {site.name: site.gates.mask() for site in self.gate_sites()}
 
+    def sites_json(self) -> list[dict[str, Any]]:
+        """Which channels each task opened, site by site, as an export's metadata says it; tied sites name the first
+        of their group."""
+        groups: dict[int, str] = {}
+        sites = self.gate_sites()
+        tied = [id(site.gates) for site in sites]
+        found = []
+        for site in sites:
+            first = groups.setdefault(id(site.gates), site.name)
+            rows = zip(self.task_names, site.gates.mask().tolist(), strict=True)
+            found.append(
+                {
+                    "name": site.name,
+                    "channels": site.channels,
+                    "granule": site.gates.granule,
+                    "tie": first if tied.count(id(site.gates)) > 1 else None,
+                    "open": {task: "".join("01"[int(bit)] for bit in row) for task, row in rows},
+                }
+            )
+        return found
+
     def set_gates(self, masks: Mapping[str, Tensor]) -> None:
         """Set decisions by site, bool [T,C]; sites that are not named keep theirs, sites that are tied follow.
 

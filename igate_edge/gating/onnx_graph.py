@@ -109,8 +109,8 @@ def trace(view: nn.Module, example: Tensor) -> onnx_ir.Model:
         passes.IdentityEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
     taken: set[str] = set()
-    for node in model.graph:
-        node.name = _unique(node.name or node.op_type.lower(), taken)
+    for node in model.graph:  # the optimiser makes new nodes: a convolution without its zero bias
+        node.name = _unique(_weight_path(model, node) or node.name or node.op_type.lower(), taken)
     _check_static(model)
     return model
 
@@ -118,17 +118,22 @@ def trace(view: nn.Module, example: Tensor) -> onnx_ir.Model:
 def _name_nodes(model: onnx_ir.Model) -> None:
     """Name nodes after the weight they read or the module they come from; several may still share one name."""
     for node in model.graph:
-        weights = [v.name for v in node.inputs if v is not None and v.name in model.graph.initializers]
-        paths = [name.removesuffix(".weight") for name in weights if name and name.endswith(".weight")]
+        path = _weight_path(model, node)
         scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         kinds = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.class_hierarchy", "[]"))
-        if paths:
-            base = paths[0]
+        if path:
+            base = path
         elif len(scopes) > 1 and len(kinds) > 1 and scopes[-2] and kinds[-2].startswith("torch.nn.modules."):
             base = scopes[-2]
         else:
             base = ".".join(part for part in scopes[-2:] if part) or node.op_type.lower()
         node.name = base
+
+
+def _weight_path(model: onnx_ir.Model, node: onnx_ir.Node) -> str:
+    """Path of the module whose weight a node reads; "" when it reads none."""
+    names = [v.name or "" for v in node.inputs if v is not None and v.name in model.graph.initializers]
+    return next((name.removesuffix(".weight") for name in names if name.endswith(".weight")), "")
 
 
 def _unique(base: str, taken: set[str]) -> str:

@@ -1,15 +1,17 @@
 """Where the gates go: sites, ties, and the patterns whose closed rows need not be computed.
 
-Rules (method.md section 4, choices 13 to 20): a site after conv+norm+activation, and after a residual
-add(+activation). A conv+norm that only feeds adds has none: the add's site gates it. Depthwise convolutions share the
-gates of the site that feeds them. A map that leaves the backbone with a branch's parameters still ungated in it gets a
-site of its own, so that with all gates closed nothing but the shared branch is left.
+Rules (method.md section 4, choices 13 to 20): a site after conv+norm+activation, and after a residual add(+activation).
+A max pool that alone reads it comes before its site: selection is the same on both sides, and the mix, which a max pool
+would not pass, is then linear up to the next layer and folds into its weights. A conv+norm that only feeds adds has
+none: the add's site gates it. Depthwise convolutions share the gates of the site that feeds them. A map that leaves the
+backbone with a branch's parameters still ungated in it gets a site of its own, so that with all gates closed nothing
+but the shared branch is left.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +56,10 @@ class Sum:
 
 @dataclass(frozen=True)
 class Block:
-    """What computes a site's maps row by row: operands, an activation (without parameters), the steps in between."""
+    """What computes a site's maps row by row: operands, then activation and pool (no parameters), the steps between."""
 
     body: Chain | Sum
-    act: int | None
+    tail: tuple[int, ...]
     inner: frozenset[int]
 
 
@@ -95,6 +97,10 @@ class _Analysis:
 
     def is_act(self, step: Step) -> bool:
         return operation(step, self.called(step)) in ACTIVATIONS and len(step.uses) == 1
+
+    def is_max_pool(self, step: Step) -> bool:
+        pools = operation(step, self.called(step)) in ("maxpool2d", "max_pool2d")
+        return pools and len(step.uses) == 1 and len(self.plan.shapes.get(step.index, ())) == 4
 
     def is_add(self, step: Step) -> bool:
         if operation(step, None) != "add" or len(step.args) != 2 or step.kwargs:
@@ -144,7 +150,7 @@ def _after_convs_and_adds(found: _Analysis) -> None:
             end = act
         elif _feeds_only_adds(found, end.index):
             continue  # the site behind the add gates this
-        _add_site(found, end.index, _site_name(found, step))
+        _add_site(found, _follow(found, end, found.is_max_pool).index, _site_name(found, step))
 
 
 def _feeds_only_adds(found: _Analysis, index: int) -> bool:
@@ -229,7 +235,7 @@ def _inside(found: _Analysis, site: int) -> tuple[list[int], list[Step], list[St
         elif found.is_add(step):
             adds.append(step)
             todo.extend(step.uses)
-        elif found.is_norm(step) or found.is_act(step):
+        elif found.is_norm(step) or found.is_act(step) or found.is_max_pool(step):
             todo.extend(step.uses)
         else:
             entries.append(index)
@@ -265,18 +271,18 @@ def _macs_per_row(found: _Analysis, site: int) -> float:
 
 def _block(found: _Analysis, site: int) -> Block | None:
     """The row-by-row pattern behind a site, or None when some of it couples channels or is read elsewhere."""
-    inner: set[int] = set()
-    step, act = found.plan.steps[site], None
-    if found.is_act(step):
+    step, tail = found.plan.steps[site], []
+    while found.is_act(step) or found.is_max_pool(step):
         module = found.called(step)
         if module is not None and _any_state(module):
             return None
-        act, step = site, found.plan.steps[step.uses[0]]
-        if found.only_user(step.index) is None:
+        tail.append(step.index)
+        step = found.plan.steps[step.uses[0]]
+        if found.only_user(step.index) is None or step.index in found.sites:
             return None
-        inner.add(step.index)
+    inner = {step.index, *tail} - {site}
     body = _body(found, step, inner)
-    return None if body is None or isinstance(body, int) else Block(body, act, frozenset(inner))
+    return None if body is None or isinstance(body, int) else Block(body, tuple(tail[::-1]), frozenset(inner))
 
 
 def _body(found: _Analysis, step: Step, inner: set[int]) -> Chain | Sum | int | None:
@@ -315,3 +321,27 @@ def _rows_apart(found: _Analysis, step: Step) -> bool:
         return False
     dense = module.groups == 1 or _is_depthwise(module)
     return dense and module.padding_mode == "zeros" and not nn.utils.parametrize.is_parametrized(module)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What a site decides row by row: paths of convolutions, and what else it reads channel by channel.
+
+    `apart`: (step of a site before, step of the value read): operands of adds and inputs of depthwise convolutions.
+    """
+
+    convs: tuple[str, ...]
+    apart: tuple[tuple[int, int], ...]
+
+
+def insides(plan: Plan, module: nn.Module, sites: Mapping[int, str]) -> dict[int, Inside]:
+    """By step of a site, what lies between it and the sites before."""
+    found = _Analysis(plan, module, plan.users(), dict(sites))
+    table = {}
+    for index in found.sites:
+        entries, convs, adds = _inside(found, index)
+        read = [conv.uses[0] for conv in convs if _is_depthwise(found.called(conv))]
+        read += [entry for entry in entries if entry not in read and adds]
+        apart = tuple((site, value) for value in read if (site := _feeding_site(found, value)) is not None)
+        table[index] = Inside(tuple(str(conv.target) for conv in convs), apart)
+    return table

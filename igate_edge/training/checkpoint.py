@@ -101,6 +101,8 @@ def unpack(
         for key, value in _part(flat, f"optimizer/{index}/").items():
             name, entry = key.rsplit("/", 1)
             parameter = names[name]
+            if value.shape == parameter.shape:  # fused kernels read memory in the parameter's order, not by strides
+                value = torch.empty_like(parameter).copy_(value)
             dtype = torch.float32 if entry == "step" else parameter.dtype
             optimizer.state[parameter][entry] = value.to(parameter.device, dtype).clone()
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..contract import OutputSpec, Preprocess
 from ..errors import InputError
+from ..gating.budget import TABLE
 from .layout import KIND_OF
 from .step import Optim
 from .tasks import Task, from_spec
@@ -30,6 +31,10 @@ WIDTHS: dict[str, tuple[str, float, float]] = {
 }
 
 
+#: Settings that are left out of the JSON at their defaults, so that runs from before they existed stay valid.
+NEWER = ("final", "table")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. The same config and data give the same network, on the same machine and threads.
@@ -37,13 +42,17 @@ class TrainConfig:
     None means the backbone's or the recipe's own value, and is left out of the JSON.
     `tasks`: modalities to learn, () = all that the data has. `width`: channels of the first stage (ResNet, pyramid) or
     a multiplier (MobileNet). `size`: (height, width) in pixels. `budget`: share of channels each task may own (0..1),
-    one number or one a task; `budget_kind`: "hard" (open gates, fixed to 2 points), "hinge" (sigmoids, the paper's) or
-    "l1" (no target: `sparsity_weight`, the paper's lambda_s, decides); `gate_lr`: rate of the gates' optimiser.
-    `granule`: channels that share one gate; 0 = an eighth of the layer's width, at least 4. `tie`: "stage" or "none".
+    one number or one a task; instead of it `ratio`, the engine's time as a multiple of the plain shared net's, or `ms`,
+    as a latency `table` (a shipped one's name, or a file) and a measurement say. `budget_kind`: "hard" (open gates,
+    fixed to 2 points), "hinge" (sigmoids, the paper's) or "l1" (no target: `sparsity_weight`, the paper's lambda_s,
+    decides); `gate_lr`: rate of the gates' optimiser.
+    `granule`: channels that share one gate; 0 = an eighth of the layer's width, at least 4, and under a budget of time
+    no more than fill a machine's `step` (None = the table's) when all tasks open them. `tie`: "stage" or "none".
     `balance`: "fixed", "gradnorm", "uncertainty" or "measure" (short runs decide); `weights`: the tasks' own loss
     weights; `class_weights`: rare classes of semseg weigh more (1 / sqrt of their frequency). `recipe`: "forked" or
     "paper" (single-task nets, soft hinge, SGD on gates). Steps are optimiser steps of each stage; `fork_steps` are per
-    task; `single_steps`: of single-task nets to compare with, None = not trained.
+    task; `single_steps`: of single-task nets to compare with, None = not trained. `final`: what the last cycle trains:
+    "masked" (the merged net, a plain CNN whose zero blocks stay zero), "fill" (they train too) or "gated" (branches).
     `label_stride` 2 trains on every second label pixel of each axis, from a corner that changes each step.
     """
 
@@ -77,6 +86,11 @@ class TrainConfig:
     sparsity_weight: float | None = None
     gate_lr: float | None = None
     single_steps: int | None = None
+    final: str = "masked"
+    ratio: float | None = None
+    ms: float | None = None
+    table: str = TABLE
+    step: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -90,12 +104,17 @@ class TrainConfig:
                 "size or batch is too small", f"{self.size}, {self.batch}", "use 32 pixels, 1 frame or more"
             )
         _check_numbers(self)
+        if self.kind == "time" and (None not in (self.ratio, self.ms) or self.budget_kind or self.recipe != "forked"):
+            evidence = f"ratio {self.ratio}, ms {self.ms}, budget_kind {self.budget_kind}, recipe {self.recipe}"
+            raise InputError("one kind of budget at a time", evidence, "give ratio or ms, with the recipe forked")
         if self.width is not None:
             _check_width(self.backbone, self.width)
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, ready for json.dumps; `from_json` is the way back."""
-        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if value is not None}))
+        plain = {f.name: f.default for f in fields(self) if f.name in NEWER}
+        own = {key: value for key, value in asdict(self).items() if value is not None and plain.get(key) != value}
+        return json.loads(json.dumps(own))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
@@ -119,8 +138,8 @@ class TrainConfig:
 
     @property
     def kind(self) -> str:
-        """Kind of budget: "hard", "hinge" or "l1"."""
-        return self.budget_kind or GATES[self.recipe][0]
+        """Kind of budget: "time", or of a share of channels "hard", "hinge" or "l1"."""
+        return "time" if self.ratio is not None or self.ms is not None else self.budget_kind or GATES[self.recipe][0]
 
     @property
     def strength(self) -> float:
@@ -154,6 +173,7 @@ _TYPES: dict[str, Any] = {
 _CHOICES = {
     "recipe": ("forked", "paper"),
     "tie": ("stage", "none"),
+    "final": ("masked", "fill", "gated"),
     "balance": ("fixed", "gradnorm", "uncertainty", "measure"),
     "budget_kind": ("hard", "hinge", "l1"),
     "backbone": (
@@ -173,6 +193,7 @@ _ITEMS: dict[str, Any] = {"tasks": str, "size": int, "budget": (int, float), "we
 _POSITIVE = (
     *("lr", "fork_lr", "search_lr", "gate_lr", "sparsity_weight", "head_width", "log_every", "checkpoint_every"),
     *("plain_steps", "fork_steps", "search_steps", "final_steps", "balance_steps", "single_steps", "label_stride"),
+    *("ratio", "ms", "step"),
 )
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,32 @@ from ..contract import OutputSpec, Preprocess
 from ..errors import InputError
 from ..files import os_errors, write_atomic
 from ..gating.convert import InterroGateNet, PlainNet
+from ..gating.merge import MergedNet, merge_unchecked
+from ..gating.separate import SeparateNets
 from ..metrics import delta_mtl
 from .balance import Balance, make_balance
 from .checkpoint import load_tensors
 from .config import TrainConfig, make_tasks
 from .loop import Progress
 from .source import Source, open_source
-from .stages import Context, Done, build_gated, build_plain, final, freeze, meet_budget, plain, search
+from .stages import (
+    Context,
+    Done,
+    build_gated,
+    build_plain,
+    final,
+    freeze,
+    meet_budget,
+    merged,
+    plain,
+    search,
+    time_budget,
+)
 from .tasks import Task
 
 CANDIDATES = ("fixed", "gradnorm", "uncertainty")
 SOURCE = "source.json"
+Net = InterroGateNet | MergedNet | PlainNet | SeparateNets
 
 
 @dataclass(frozen=True)
@@ -62,9 +78,13 @@ def train(
     config, folder = config or TrainConfig(), Path(out_dir)
     source = data if isinstance(data, Source) else open_source(data, config)
     tasks = make_tasks(config, source.available, source.class_weights)
+    if config.kind == "time" and config.step is None:  # a run can be read where its table is not
+        config = replace(config, step=time_budget(config).latency().step)
     ctx = Context(config, tasks, source, folder, resume, progress)
     if config.kind == "hard":
         meet_budget(build_gated(ctx), config)  # before any training, on gates that are all alike
+    elif config.kind == "time":
+        time_budget(config).check(build_gated(ctx))
     claim(folder, config, source, None if isinstance(data, Source) else Path(data))
     base, last = (forked if config.recipe == "forked" else paper)(ctx)
     if config.single_steps:
@@ -117,7 +137,8 @@ def forked(ctx: Context) -> tuple[Done, Done]:
     weights = Balance(base.result["weights"])
     searched = search(ctx, base, branches, weights, name="search", steps=config.search_steps)
     frozen = freeze(ctx, searched)
-    return base, final(ctx, frozen, weights, name="final", steps=config.final_steps, lr=config.lr)
+    cycle = final if config.final == "gated" else partial(merged, mode=config.final)
+    return base, cycle(ctx, frozen, weights, name="final", steps=config.final_steps, lr=config.lr)
 
 
 def paper(ctx: Context) -> tuple[Done, Done]:
@@ -205,12 +226,13 @@ def summary(done: Trained) -> dict[str, Any]:
         "plain": done.plain.result.get("metrics"),
         "weights": done.plain.result.get("weights"),
         "hard": done.final.result["hard"],
+        "budget": done.final.result.get("budget"),
         "stages": stages,
     }
 
 
-def load_net(folder: str | os.PathLike[str], stage: str = "final") -> tuple[InterroGateNet | PlainNet, Preprocess]:
-    """The network that a run left: "final" (gated), "plain", "single-<task>"... in eval mode, ready for `export`.
+def load_net(folder: str | os.PathLike[str], stage: str = "final") -> tuple[Net, Preprocess]:
+    """The network that a run left: "final" (merged or gated), "plain", "single-<task>"... in eval mode, to be exported.
 
     Raises InputError when the folder holds no such result, CheckpointError when the file is not whole.
     """
@@ -232,12 +254,21 @@ def load_net(folder: str | os.PathLike[str], stage: str = "final") -> tuple[Inte
     return restore(config, tasks, path), config.preprocess()
 
 
-def restore(config: TrainConfig, tasks: Sequence[Task], path: Path) -> InterroGateNet | PlainNet:
-    """The network of one stage file, in eval mode."""
+def restore(config: TrainConfig, tasks: Sequence[Task], path: Path) -> Net:
+    """The network of one stage file, in eval mode: gated, merged, separate or plain, as its state says."""
     state = load_tensors(path)[0]
     ctx = Context(config, tasks, Source({}, "", lambda b, s: lambda i: {}, lambda: ()), path.parent)
     heads = {key.split(".")[1] for key in state if key.startswith("heads.")}
-    gated = any(key.startswith("sites.") for key in state)
-    net = build_gated(ctx) if gated else build_plain(ctx, [task for task in tasks if task.name in heads])
+    net: Net
+    if any(key.startswith("sites.") for key in state):
+        net = build_gated(ctx)
+    elif any(key.startswith("gates.") for key in state):
+        gated = build_gated(ctx)
+        gated.set_gates({key.removeprefix("gates."): state[key] for key in state if key.startswith("gates.")})
+        net = merge_unchecked(gated, "fill" if state["filled"] else "masked")
+    elif any(key.startswith("nets.") for key in state):
+        net = SeparateNets([build_plain(ctx, [task]) for task in tasks])
+    else:
+        net = build_plain(ctx, [task for task in tasks if task.name in heads])
     net.load_state_dict(state)
     return net.eval()

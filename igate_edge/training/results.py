@@ -1,7 +1,7 @@
 """Train and tabulate the example and its rivals: `python -m igate_edge.training.results --data DIR --out DIR`.
 
-Every net is a unit: cached, resumable, run alone with --only NAME or all of them by --jobs processes. The table holds
-what is done so far; --measure adds milliseconds (interleaved, against the plain net) and INT8 metrics.
+Every net is a unit: cached, resumable, run with all it needs by --only NAME, or all of them by --jobs processes. The
+table holds what is done so far; --measure adds milliseconds (interleaved, against the plain net) and INT8 metrics.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..contract import OutputSpec
 from ..errors import CheckFailed, IgateError
 from ..files import write_atomic
-from ..metrics import delta_mtl
-from ..reports.sharing import layers, stage_fractions
+from ..gating.budget import TABLE
 from .config import TrainConfig
+from .goal import goals
+from .results_rows import collect, document
 from .results_runs import write_runs
-from .rivals import Shares, Table
+from .rivals import NETS, Shares, Table
 
 TASKS = ("semseg", "depth", "normals")
 
@@ -39,52 +39,74 @@ def main(argv: list[str] | None = None) -> int:
         tables = [_table(args, seed) for seed in args.seeds]
         if args.list:
             for unit, needs in tables[0].units().items():
-                print(f"{unit:16} {'done' if tables[0].done(unit) else 'to do':6} after {', '.join(needs) or '-'}")
+                print(f"{unit:18} {'done' if tables[0].done(unit) else 'to do':6} after {', '.join(needs) or '-'}")
         elif args.only:
-            tables[0].run(args.only)
+            for table in tables:
+                for unit in args.only:
+                    table.run(unit)
         elif args.measure:
             from .results_measure import measure
 
-            measure(Path(args.table), tables, _paths, args.rounds)
+            whole = json.loads(Path(args.table).read_text())
+            measure(whole, tables, args.rounds)
+            _write(args, whole, tables)
         else:
             if args.jobs:
                 given = sys.argv[1:] if argv is None else argv
                 _run_all(tables, args, [*given, "--data", str(args.data)])
-            rows = [row for table in tables for row in collect(table)]
-            for table in tables:
-                write_runs(table, rows)
-            write_atomic(args.table, json.dumps(_about(tables, rows), indent=1) + "\n")
-            print(render(rows))
+            _write(args, document(tables, [row for table in tables for row in collect(table)]), tables)
     except IgateError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
+def _write(args: argparse.Namespace, whole: dict[str, Any], tables: list[Table]) -> None:
+    for table in tables:
+        write_runs(table, whole["rows"])
+    write_atomic(args.table, json.dumps(whole, indent=1) + "\n")
+    print(render(whole["rows"]))
+
+
+def numbers(text: str) -> list[float]:
+    """ "1.34,1.7" as numbers.
+
+    >>> numbers("1.34,1.7")
+    [1.34, 1.7]
+    """
+    return [float(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Words between commas."""
+    return text.split(",")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m igate_edge.training.results", description=__doc__)
-    parser.add_argument("--data", help="data folder with semseg, depth and normals; default: generated tabletop frames")
-    parser.add_argument("--out", required=True, type=Path, help="folder for networks and logs")
-    parser.add_argument("--table", default="examples/results.json", help="the table, as JSON")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the plain net: sets everybody's compute")
-    parser.add_argument("--width", type=int, default=32, help="width of the ResNet-18 layout")
-    parser.add_argument("--size", default="96x128", help="height x width in pixels")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument(
-        "--granule", type=int, default=0, help="channels per gate; 0 = an eighth of a layer, at least 4"
-    )
-    parser.add_argument("--tie", default="stage", choices=("stage", "none"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.10, 0.25, 0.50])
-    parser.add_argument("--shares", type=float, nargs=3, default=[0.35, 0.12, 0.18], help="warm start, fork, search")
-    parser.add_argument("--weights", type=float, nargs=3, help="loss weights of semseg, depth, normals; else measured")
-    parser.add_argument("--only", help="run this unit alone (first seed)")
-    parser.add_argument("--list", action="store_true", help="list the units")
-    parser.add_argument("--jobs", type=int, default=2, help="processes; 0 = only write the table")
-    parser.add_argument("--rounds", type=int, default=200, help="timing rounds of --measure")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
-    parser.add_argument("--measure", action="store_true", help="export every net, time it and evaluate it in INT8")
+    add = parser.add_argument
+    add("--data", help="data folder with semseg, depth and normals; default: generated tabletop frames")
+    add("--out", required=True, type=Path, help="folder for networks and logs")
+    add("--table", default="examples/results.json", help="the table, as JSON")
+    add("--steps", type=int, default=2000, help="steps of the plain net: sets everybody's compute")
+    add("--width", type=int, default=32, help="width of the ResNet-18 layout")
+    add("--size", default="96x128", help="height x width in pixels")
+    add("--batch", type=int, default=16)
+    add("--lr", type=float, default=2e-3)
+    add("--granule", type=int, default=0, help="channels per gate; 0: by layer")
+    add("--tie", default="stage", choices=("stage", "none"))
+    add("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0], help="for example 0,1")
+    add("--ratios", type=numbers, default=[1.34, 1.7], help="budgets as multiples of the plain net's time")
+    add("--nets", type=names, default=list(NETS), help=f"kinds of nets, of {','.join(NETS)}")
+    add("--shares", type=numbers, default=list(asdict(Shares()).values()), help="compute of warm start, fork, search")
+    add("--weights", type=numbers, help="loss weights of semseg, depth, normals; else measured")
+    add("--latency", default=TABLE, help="latency table: its name, or a file of `igate profile`")
+    add("--only", type=names, help="run these units alone, with what they need")
+    add("--list", action="store_true", help="list the units")
+    add("--jobs", type=int, default=2, help="processes; 0 = only write the table")
+    add("--rounds", type=int, default=200, help="timing rounds of --measure")
+    add("--threads", type=int, default=1, help="threads of each process")
+    add("--measure", action="store_true", help="export every net, time it and evaluate it in INT8")
     return parser
 
 
@@ -110,10 +132,11 @@ def _table(args: argparse.Namespace, seed: int) -> Table:
         tie=args.tie,
         seed=seed,
         label_stride=2,
+        table=args.latency,
     )
     weights = None if args.weights is None else dict(zip(TASKS, args.weights, strict=True))
-    folder = args.out / f"seed-{seed}"
-    table = Table(str(args.data), folder, config, args.steps, Shares(*args.shares), tuple(args.fractions), weights)
+    folder, shares, kinds = args.out / f"seed-{seed}", Shares(*args.shares), tuple(args.nets)
+    table = Table(str(args.data), folder, config, args.steps, goals(tuple(args.ratios)), shares, weights, kinds)
     return replace(table, progress=_line) if args.only else table
 
 
@@ -153,110 +176,18 @@ def _start(table: Table, key: tuple[int, str], argv: list[str]) -> subprocess.Po
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _paths(table: Table) -> dict[str, list[Path]]:
-    """Row name -> the files of its networks: one, or one a task."""
-    names = [unit for unit in table.units() if unit.partition("-")[0] in ("plain", "widened", "ours", "random")]
-    found = {name: [table.folder / name / "final.safetensors"] for name in names if table.done(name)}
-    for row, unit in (("single-third", "third"), ("single", "single")):
-        units = [f"{unit}-{task}" for task in TASKS]
-        if all(table.done(name) for name in units):
-            found = {row: [table.folder / name / "final.safetensors" for name in units]} | found
-    return found
-
-
-def collect(table: Table) -> list[dict[str, Any]]:
-    """Rows of one seed: those units that are done.
-
-    `delta_mtl` is against single-task nets that had the whole compute each, `delta_mtl_equal_compute` against those
-    that had a third of it each.
-    """
-    from ..compiler import cost, graph, prune
-    from .results_measure import onnx_of
-
-    specs = [task.spec for task in table.tasks]
-    rows = []
-    references: dict[str, Any] = {}
-    for name, paths in _paths(table).items():
-        results = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
-        metrics = {task: values for result in results for task, values in result["metrics"].items()}
-        references |= {name: metrics} if name.startswith("single") else {}
-        config = results[0]["config"]
-        costs = [cost.count(prune.prune(graph.load(onnx_of(table, path))).model) for path in paths]
-        rows.append(
-            {
-                "name": name,
-                "seed": table.config.seed,
-                "width": config["width"],
-                "metrics": {s.name: {s.metric: metrics[s.name][s.metric]} for s in specs},
-                "all_metrics": metrics,
-                "delta_mtl": _delta(metrics, references.get("single"), specs),
-                "delta_mtl_equal_compute": _delta(metrics, references.get("single-third"), specs),
-                "hard": results[0].get("hard"),
-                "hard_by_stage": by_stage(results[0].get("gates", {})),
-                "macs": sum(c.macs for c in costs),
-                "params": sum(c.params for c in costs),
-                **spent(table, name, paths),
-            }
-        )
-    return rows
-
-
-def _delta(metrics: Mapping[str, Any], single: Mapping[str, Any] | None, specs: list[OutputSpec]) -> float | None:
-    return None if single is None else delta_mtl(metrics, single, specs)
-
-
-def spent(table: Table, name: str, paths: list[Path]) -> dict[str, Any]:
-    """Steps, seconds and multiply-accumulates of training, with all that a row's networks were made from."""
-    shared = {"plain": ["base"], "ours": ["base", "fork"], "random": ["base", "fork"]}
-    kind, _, which = name.partition("-")
-    folders = [path.parent for path in paths] + [table.folder / unit for unit in shared.get(kind, [])]
-    if kind == "ours":
-        folders.append(table.folder / f"search-{which}")
-    rows = [json.loads(file.read_text()) for folder in folders for file in sorted(folder.glob("*.json"))]
-    stages = [row for row in rows if "macs" in row]
-    return {
-        "train_steps": sum(row["steps"] for row in stages),
-        "train_seconds": round(sum(row["seconds"] for row in stages), 1),
-        "train_macs": sum(row["macs"] for row in stages),
-    }
-
-
-def by_stage(gates: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, float]]:
-    """Stage, as the report's sharing map groups sites -> task -> share of open channels.
-
-    >>> by_stage({"layer1_0_conv1": {"d": "1100"}, "layer1_0_add": {"d": "0000"}})
-    {'layer1': {'d': 0.25}}
-    """
-    tasks = list(next(iter(gates.values()), {}))
-    sites = [{"name": site, "channels": len(next(iter(rows.values()))), "open": rows} for site, rows in gates.items()]
-    found = stage_fractions(layers(sites, tasks), tasks)
-    return {stage: dict(zip(tasks, shares, strict=True)) for stage, _, shares in found}
-
-
-def _about(tables: list[Table], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    table = tables[0]
-    balances = [t.folder / "balance" / "balance.json" for t in tables]
-    return {
-        "rows": rows,
-        "config": table.config.as_json(),
-        "steps": table.steps,
-        "shares": {"base": table.shares.base, "fork": table.shares.fork, "search": table.shares.search},
-        "weights": [t.balance().weights() for t in tables if t.weights is not None or t.done("balance")],
-        "balance": [json.loads(path.read_text()) for path in balances if path.exists()],
-        "machine": {"torch": torch.__version__, "threads": torch.get_num_threads()},
-    }
-
-
 def render(rows: list[dict[str, Any]]) -> str:
     """The table for a terminal."""
-    lines = [f"{'net':12} seed   mIoU   RMSE  angle  delta%  equal%  GMAC  hard"]
+    lines = [f"{'net':12} seed   mIoU   RMSE  angle  delta%   int8%  ratio  pred.  GMAC useful  hard"]
     for row in rows:
         values = [f"{value:.4g}" for task in row["metrics"].values() for value in task.values()]
         hard = " ".join(f"{value:.2f}" for value in (row["hard"] or {}).values())
-        deltas = [row["delta_mtl"], row["delta_mtl_equal_compute"]]
+        deltas = [row["delta_mtl"], row.get("int8_delta_mtl")]
         gains = " ".join("      -" if delta is None else f"{delta:+7.2f}" for delta in deltas)
+        ratio = f"{row['ms_ratio']:6.3f}" if "ms_ratio" in row else "     -"
         line = f"{row['name']:12} {row['seed']:4} " + " ".join(f"{value:>6}" for value in values)
-        lines.append(f"{line} {gains} {row['macs'] / 1e9:5.3f}  {hard}")
+        cost = f"{row['predicted_ms']:6.2f} {row['macs'] / 1e9:5.3f}  {row['useful_macs'] / 1e9:5.3f}"
+        lines.append(f"{line} {gains} {ratio} {cost}  {hard}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Every net of the results table as a training run of its own, so that `igate export` makes a bundle of any of them."""
+"""Every net of a comparison as a training run of its own, so that `igate export` makes a bundle of any of them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
+from ..reports.nets import kind_of, net_name
 from .rivals import Table
-
-#: Row name -> what the report of an exported net calls it.
-LABELS = {
-    "single": "single-task nets",
-    "plain": "plain shared net",
-    "widened": "plain net widened",
-    "random": "random gates",
-}
 
 
 def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write `result.json` beside each multi-task net's `final.safetensors`; returns the folders for `igate export`."""
+    """Write `result.json` beside each net's `final.safetensors`; returns the folders for `igate export`."""
     own = [row for row in rows if row["seed"] == table.config.seed]
-    folders = []
+    goals, folders = {goal.name: goal.text for goal in table.goals}, []
     for row in own:
         folder = table.folder / row["name"]
-        if row["name"] == "single" or not (folder / "final.json").exists():
-            continue
         done = json.loads((folder / "final.json").read_text())
-        stage = {key: done[key] for key in ("steps", "seconds", "macs", "metrics")}
+        spent = {key.removeprefix("train_"): row[key] for key in ("train_steps", "train_seconds", "train_macs")}
         about = {
             "tasks": [task.spec.as_json() for task in table.tasks],
             "preprocess": table.config.preprocess().as_json(),
@@ -37,8 +28,11 @@ def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
             "plain": None,
             "weights": table.balance().weights(),
             "hard": done.get("hard"),
-            "stages": {"all": {**stage, "steps": row["train_steps"], "seconds": row["train_seconds"]}},
-            "rivals": {label(other): other["all_metrics"] for other in own if rival(row, other)},
+            "budget": done.get("budget"),
+            "stages": {"all": {**spent, "metrics": done["metrics"]}},
+            "rivals": {
+                f"{net_name(r, goals, len(table.tasks))}, float": r["all_metrics"] for r in own if rival(row, r)
+            },
         }
         write_atomic(folder / "result.json", json.dumps(about, indent=1) + "\n")
         folders.append(folder)
@@ -46,16 +40,11 @@ def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def rival(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether `other` belongs beside `row` in a report: fixed rivals, and those made for the same share."""
-    share, others = (str(item["name"]).partition("-")[2] for item in (row, other))
-    return other is not row and not str(other["name"]).startswith("ours") and others in ("", share)
+    """Whether `other` belongs beside `row` in a report: fixed rivals, and those made for the same budget.
 
-
-def label(row: dict[str, Any]) -> str:
-    """A row's name in words.
-
-    >>> label({"name": "widened-25"})
-    'plain net widened to the same MACs, float'
+    >>> rival({"name": "ours-134", "budgets": ["134"]}, {"name": "wide-40", "budgets": ["134", "150"]})
+    True
     """
-    kind = str(row["name"]).partition("-")[0]
-    return f"{LABELS[kind]}{' to the same MACs' if kind == 'widened' else ''}, float"
+    if other is row or kind_of(other) == kind_of(row):
+        return False
+    return not other["budgets"] or bool(set(other["budgets"]) & set(row["budgets"]))

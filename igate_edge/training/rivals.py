@@ -1,7 +1,9 @@
-"""The nets of the results table, each trained as one unit with the same loss balance, compute and learning-rate cycles.
+"""The nets of the results table and of a sweep, each trained as one unit: same loss balance, compute and cycles.
 
-Compute is counted in multiply-accumulates of training steps. Every net gets what the plain net needs for `steps` steps.
-Ours pays for warm start, fork and search out of it; the net with random gates trains on instead of searching.
+Compute is counted in multiply-accumulates of training steps, as executed. Every net gets what the plain net needs for
+`steps` steps. Ours pays for warm start, fork and search out of it; the net with random gates trains on instead of
+searching; the grown net skips fork and search; separate nets get an equal part each. Budgets share the warm start and
+the fork.
 """
 
 from __future__ import annotations
@@ -14,18 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..compiler.latency import LatencyTable
 from ..errors import InputError
 from ..files import write_atomic
 from ..gating.convert import InterroGateNet
+from ..gating.merge import merge
+from ..gating.separate import SeparateNets
 from .balance import Balance
 from .config import TrainConfig, digest, make_tasks
+from .goal import Goal
 from .loop import Progress, step_macs
 from .recipe import measure_balance
 from .source import Source, open_source
-from .stages import Context, Done, assemble, build_gated, build_plain, cached, final, freeze, plain, search
+from .stages import Context, Done, assemble, build_gated, build_plain, cached, freeze, gates_json, merged, plain, search
 from .tasks import Task
+from .widths import Fit, base_width, fits
+
+#: Kinds of rows, in the order of a table. Those of `BY_BUDGET` come once a budget, those of `BY_WIDTH` once a width.
+BY_BUDGET = ("ours", "fill", "grown", "random")
+BY_WIDTH = ("wide", "narrow")
+NETS = ("single", "third", "plain", *BY_WIDTH, *BY_BUDGET)
+SEPARATE = ("single", "third", "narrow")
 
 
 @dataclass(frozen=True)
@@ -34,21 +46,36 @@ class Shares:
 
     base: float = 0.35
     fork: float = 0.12
-    search: float = 0.18
+    search: float = 0.08
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) <= 0 or sum(asdict(self).values()) >= 1:
+            raise InputError("shares of the compute", str(asdict(self)), "give three above 0 with a sum below 1")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One seed of the comparison: data, output folder, settings, and the loss weights (None: measured by a unit)."""
+    """One seed of a comparison: data, output folder, settings, budgets, loss weights (None: measured by a unit).
+
+    Units are trainings with a folder each: balance, base, fork, search-N, ours-N (merged, zero blocks stay zero),
+    fill-N (they train), grown-N (no fork, no search), random-N (the same counts, drawn) for a budget named N; plain;
+    wide-W and narrow-W-TASK by width; single-TASK and third-TASK. `nets`: which kinds of nets to compare.
+    """
 
     data: str
     folder: Path
     config: TrainConfig
     steps: int
+    goals: tuple[Goal, ...]
     shares: Shares = Shares()
-    fractions: tuple[float, ...] = (0.10, 0.25, 0.50)
     weights: Mapping[str, float] | None = None
+    nets: tuple[str, ...] = NETS
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.nets if name not in NETS]
+        if unknown or not self.nets:
+            raise InputError(f"unknown nets {', '.join(unknown)}", f"known: {', '.join(NETS)}", "choose among these")
 
     @cached_property
     def source(self) -> Source:
@@ -60,46 +87,88 @@ class Table:
         """All tasks of the comparison."""
         return make_tasks(self.config, self.source.available, self.source.class_weights)
 
+    @cached_property
+    def latency(self) -> LatencyTable:
+        """The table that budgets are priced by."""
+        return LatencyTable.load(self.config.table)
+
+    @cached_property
+    def fits(self) -> dict[str, Fit]:
+        """Budget -> widths of its rivals: measured on first use, the same for all seeds."""
+        return fits(self.config, self.tasks, self.goals, self.latency, self.folder.parent / "widths.json")
+
     def context(self, unit: str, config: TrainConfig | None = None) -> Context:
         """Where a unit keeps its stages."""
         return Context(config or self.config, self.tasks, self.source, self.folder / unit, True, self.progress)
 
+    def rows(self) -> list[str]:
+        """The nets that are compared; each is a unit whose folder holds the trained net as `final`."""
+        found: list[str] = []
+        for kind in (kind for kind in NETS if kind in self.nets):
+            if kind in BY_BUDGET:
+                found += [f"{kind}-{goal.name}" for goal in self.goals]
+            elif kind in BY_WIDTH:
+                widths = [getattr(self.fits[goal.name], kind) for goal in self.goals]
+                found += [f"{kind}-{width}" for width in dict.fromkeys(widths) if width is not None]
+            else:
+                found.append(kind)
+        return found
+
     def units(self) -> dict[str, tuple[str, ...]]:
-        """Unit -> the units that must be done before, in an order that keeps two workers busy."""
-        first = () if self.weights is not None else ("balance",)
-        names = [f"{round(100 * f)}" for f in self.fractions]
-        table: dict[str, tuple[str, ...]] = {} if self.weights is not None else {"balance": ()}
-        table |= {"base": first, "fork": ("base",)}
-        table |= {f"search-{n}": ("fork",) for n in names}
-        table |= {f"single-{name}": () for name in self.config.tasks}
-        table |= {f"ours-{n}": (f"search-{n}",) for n in names}
-        table |= {"plain": ("base",)}
-        table |= {f"widened-{n}": (*first, f"search-{n}") for n in names}
-        table |= {f"third-{name}": () for name in self.config.tasks}
-        return table | {f"random-{n}": (f"search-{n}",) for n in names}
+        """Unit -> the units that must be done before; every unit stands after those."""
+        found: dict[str, tuple[str, ...]] = {}
+
+        def add(unit: str) -> None:
+            for need in self.needs(unit):
+                add(need)
+            found.setdefault(unit, self.needs(unit))
+
+        for row in self.rows():
+            add(row)
+        return found
+
+    def needs(self, unit: str) -> tuple[str, ...]:
+        """The units that a unit starts from. Raises InputError for one that this table cannot have."""
+        kind, _, which = unit.partition("-")
+        balance = ("balance",) if self.weights is None else ()
+        names = [task.name for task in self.tasks]
+        goals, (width, _, task) = [goal.name for goal in self.goals], which.partition("-")
+        if unit in ("single", "third") or (kind == "narrow" and _is_number(which)):
+            return tuple(f"{unit}-{name}" for name in names)
+        if (kind in ("single", "third") and which in names) or (
+            kind == "narrow" and _is_number(width) and task in names
+        ):
+            return ()
+        if unit in ("base", "balance") or (kind == "wide" and _is_number(which)):
+            return balance if unit != "balance" else ()
+        if unit in ("fork", "plain"):
+            return ("base",)
+        if kind == "grown" and which in goals:
+            return ("base",)
+        if kind in (*BY_BUDGET, "search") and which in goals:
+            return ("fork",) if kind == "search" else (f"search-{which}",)
+        known = f"balance, base, fork, search-N, {', '.join(NETS)}; budgets {', '.join(goals)}"
+        raise InputError(f"unknown unit {unit!r}", f"known: {known}", "choose one of these")
 
     def run(self, unit: str) -> None:
-        """Train one unit, or find it done. Raises InputError when a unit it needs is not."""
-        needs = self.units().get(unit)
-        if needs is None:
-            raise InputError(f"unknown unit {unit!r}", f"known: {', '.join(self.units())}", "choose one of these")
-        lacking = [name for name in needs if not self.done(name)]
-        if lacking:
-            raise InputError(f"{unit} needs {', '.join(lacking)}", "not finished yet", "run these units first")
+        """Train one unit, and first whatever it needs that is not done; finished stages are found, not trained."""
+        for need in self.needs(unit):
+            if not self.done(need):
+                self.run(need)
         kind, _, which = unit.partition("-")
         runs: dict[str, Callable[[str], object]] = {
             "balance": self._balance,
             "base": lambda _: self.base(),
             "fork": lambda _: self.forks(),
             "search": self.frozen,
-            "single": self.single,
-            "third": self.third,
-            "ours": self.ours,
+            "ours": lambda name: self.ours(name, "masked"),
+            "fill": lambda name: self.ours(name, "fill"),
+            "grown": self.grown,
             "random": self.random,
             "plain": lambda _: self.plain(),
-            "widened": self.widened,
+            "wide": self.wide,
         }
-        runs[kind](which)
+        (self.separate(unit) if kind in SEPARATE else runs[kind](which))
         write_atomic(self.folder / unit / "done", self.key)
 
     @cached_property
@@ -129,53 +198,81 @@ class Table:
     @cached_property
     def compute(self) -> float:
         """Multiply-accumulates that every net may spend on training."""
-        return self.steps * step_macs(build_plain(self.context("base")), self.batch)
+        return self.steps * self._plain_macs(self.context("base"))
 
     def steps_for(self, net: Any, share: float) -> int:
         """Steps of this net that fit in a share of the compute."""
-        return max(1, round(share * self.compute / step_macs(net, self.batch)))
+        return self._steps(step_macs(net, self.batch), share)
+
+    def _steps(self, macs: float, share: float) -> int:
+        return max(1, round(share * self.compute / macs))
+
+    def _plain_macs(self, ctx: Context, task: Task | None = None) -> float:
+        """Multiply-accumulates of a step of a plain net, counted once."""
+        key = (ctx.config.width, task.name if task else None)
+        if key not in self._counted:
+            self._counted[key] = step_macs(build_plain(ctx, [task] if task else None), self.batch)
+        return self._counted[key]
+
+    @cached_property
+    def _counted(self) -> dict[tuple[float | None, str | None], float]:
+        return {}
 
     def base(self) -> Done:
         """First cycle of the plain net: warm start of ours, and of the plain rival."""
         ctx = self.context("base")
-        steps = self.steps_for(build_plain(ctx), self.shares.base)
+        steps = self._steps(self._plain_macs(ctx), self.shares.base)
         return plain(ctx, "base", self.balance(), steps=steps, lr=self.config.lr)
 
     def forks(self) -> dict[str, Done]:
         """The base's copies, each fine-tuned on one task."""
         base, ctx, made = self.base(), self.context("fork"), {}
         for task in self.tasks:
-            steps = self.steps_for(build_plain(ctx, [task]), self.shares.fork / len(self.tasks))
+            steps = self._steps(self._plain_macs(ctx, task), self.shares.fork / len(self.tasks))
             weight = Balance({task.name: 1.0})
             lr = self.config.fork_lr
             made[task.name] = plain(ctx, f"fork-{task.name}", weight, steps=steps, lr=lr, tasks=[task], start=base)
         return made
 
     def frozen(self, which: str) -> Done:
-        """Learned gates at a hard fraction, fixed."""
+        """The gates that a search found within a budget, rounded to the machine's steps and landed: fixed."""
         ctx = self._gated(f"search-{which}", which)
         base, forks = self.base(), self.forks()
-        searched = search(ctx, base, forks, self.balance(), name="search", steps=self.search_steps(ctx))
-        return freeze(ctx, searched)
+        steps = self.steps_for(build_gated(ctx), self.shares.search)
+        return freeze(ctx, search(ctx, base, forks, self.balance(), name="search", steps=steps))
 
-    def search_steps(self, ctx: Context) -> int:
-        """Steps of the search, whose net runs all branches."""
-        return self.steps_for(build_gated(ctx), self.shares.search)
+    def ours(self, which: str, mode: str) -> Done:
+        """The merged net of the fixed gates, trained for a full cycle: "masked" keeps its zero blocks, "fill" not."""
+        kind = "ours" if mode == "masked" else "fill"
+        frozen, ctx = self.frozen(which), self._gated(f"{kind}-{which}", which)
+        steps = self.steps_for(merge(_load(ctx, frozen)), 1 - sum(asdict(self.shares).values()))
+        return merged(ctx, frozen, self.balance(), mode=mode, steps=steps, lr=self.config.lr, name="final")
 
-    def final_steps(self, frozen: Done) -> int:
-        """Steps of the final cycle, whose net runs what survives."""
-        return self.steps_for(self._load(frozen), 1 - sum(asdict(self.shares).values()))
+    def grown(self, which: str) -> Done:
+        """Ours without fork and search: the base, grown in mid-training to the layers of the widened rival.
 
-    def ours(self, which: str) -> Done:
-        """The gated net: a full cycle on the frozen structure."""
-        frozen, ctx = self.frozen(which), self._gated(f"ours-{which}", which)
-        steps, lr = self.final_steps(frozen), self.config.lr
-        return final(ctx, frozen, self.balance(), name="final", steps=steps, lr=lr)
+        In every layer the same share of channels, drawn once, is copied for each task; the zero blocks train.
+        """
+        ctx, base = self._gated(f"grown-{which}", which), self.base()
+        wide, narrow = self.fits[which].wide, base_width(self.config)
+        if wide is None or narrow is None:
+            raise InputError(f"no net can be grown to {which}", "no widened net fits this budget", "raise the budget")
+        share = (wide / narrow - 1) / max(len(self.tasks) - 1, 1)
+
+        def make() -> tuple[InterroGateNet, dict[str, Any]]:
+            net = assemble(ctx, base, {task.name: base for task in self.tasks})
+            net.set_gates(joint(net, share, self.config.seed))
+            net.freeze_gates()
+            return net, {"hard": net.hard_fractions(), "gates": gates_json(net)}
+
+        drawn = cached(ctx, "drawn", digest("grown", share, self.config.seed, base.key), make)
+        steps = self.steps_for(merge(_load(ctx, drawn)), 1 - self.shares.base)
+        return merged(ctx, drawn, self.balance(), mode="fill", steps=steps, lr=self.config.lr, name="final")
 
     def random(self, which: str) -> Done:
-        """As ours, but each layer's open channels are drawn at random, jointly for all tasks: same counts, same cost.
+        """As ours, but each layer's open channels are drawn at random, jointly for all tasks: same counts, same time.
 
-        In place of the search it trains with these gates fixed, at the search's rate and for the search's compute.
+        The compute of the search goes into its final cycle.
         """
         frozen, ctx = self.frozen(which), self._gated(f"random-{which}", which)
         base, forks = self.base(), self.forks()
@@ -184,64 +281,75 @@ class Table:
             net = assemble(ctx, base, forks)
             net.set_gates(shuffled(net, frozen, self.config.seed))
             net.freeze_gates()
-            return net, {"hard": net.hard_fractions()}
+            met = {"budget": frozen.result.get("budget")}
+            return net, {"hard": net.hard_fractions(), "gates": gates_json(net), **met}
 
-        drawn = cached(ctx, "drawn", frozen.key, make)
-        steps, lr = self.steps_for(self._load(frozen), self.shares.search), self.config.search_lr
-        settled = final(ctx, drawn, self.balance(), name="settled", steps=steps, lr=lr)
-        return final(ctx, settled, self.balance(), name="final", steps=self.final_steps(frozen), lr=self.config.lr)
+        drawn = cached(ctx, "drawn", digest("drawn", frozen.key), make)
+        steps = self.steps_for(merge(_load(ctx, drawn)), 1 - self.shares.base - self.shares.fork)
+        return merged(ctx, drawn, self.balance(), mode="masked", steps=steps, lr=self.config.lr, name="final")
 
     def plain(self) -> Done:
         """The plain net: the base's weights, a second cycle with the rest of the compute."""
         ctx = self.context("plain")
-        steps = self.steps_for(build_plain(ctx), 1 - self.shares.base)
+        steps = self._steps(self._plain_macs(ctx), 1 - self.shares.base)
         return plain(ctx, "final", self.balance(), steps=steps, lr=self.config.lr, start=self.base())
 
-    def single(self, name: str) -> Done:
-        """A single-task net with the whole compute for itself, in two cycles."""
-        task = next(task for task in self.tasks if task.name == name)
-        return self._two_cycles(self.context(f"single-{name}"), Balance({name: 1.0}), task)
+    def wide(self, width: str) -> Done:
+        """The plain net of another width, in two cycles."""
+        return self._two_cycles(self.context(f"wide-{width}", self._of_width(width)), self.balance())
 
-    def third(self, name: str) -> Done:
-        """A single-task net with its part of the compute: all of them together spend what one shared net does."""
-        task = next(task for task in self.tasks if task.name == name)
-        part = 1 / len(self.tasks)
-        return self._two_cycles(self.context(f"third-{name}"), Balance({name: 1.0}), task, part)
+    def separate(self, unit: str) -> Done:
+        """A single-task net (`single-TASK`, `third-TASK`, `narrow-W-TASK`), or all of a kind side by side as one net.
 
-    def widened(self, which: str) -> Done:
-        """The plain net, as wide as ours' inference cost allows (rounded up to an even width), in two cycles."""
-        width = self.width_like(self.frozen(which))
-        return self._two_cycles(self.context(f"widened-{which}", replace(self.config, width=width)), self.balance())
+        A single-task net has the whole compute for itself; of the other kinds each has an equal part.
+        """
+        kind, *rest = unit.split("-")
+        config = self._of_width(rest[0]) if kind == "narrow" else self.config
+        if unit in ("single", "third") or (kind == "narrow" and len(rest) == 1):
+            return self._joined(self.context(unit, config), [self.separate(need) for need in self.needs(unit)])
+        task = next(task for task in self.tasks if task.name == rest[-1])
+        part = 1.0 if kind == "single" else 1 / len(self.tasks)
+        return self._two_cycles(self.context(unit, config), Balance({task.name: 1.0}), task, part)
+
+    def _joined(self, ctx: Context, parts: list[Done]) -> Done:
+        """Single-task nets as one net and one file, as they are."""
+
+        def make() -> tuple[SeparateNets, dict[str, Any]]:
+            nets = [build_plain(ctx, [task]) for task in self.tasks]
+            for net, part in zip(nets, parts, strict=True):
+                net.load_state_dict(part.state())
+            metrics = {name: values for part in parts for name, values in part.result["metrics"].items()}
+            return SeparateNets(nets), {"metrics": metrics, "config": ctx.config.as_json()}
+
+        return cached(ctx, "final", digest("joined", [part.key for part in parts]), make)
 
     def _two_cycles(self, ctx: Context, balance: Balance, task: Task | None = None, part: float = 1.0) -> Done:
         tasks, lr = [task] if task else None, self.config.lr
-        net = build_plain(ctx, tasks)
-        first = self.steps_for(net, part * self.shares.base)
+        macs = self._plain_macs(ctx, task)
+        first = self._steps(macs, part * self.shares.base)
         start = plain(ctx, "base", balance, steps=first, lr=lr, tasks=tasks)
-        rest = self.steps_for(net, part * (1 - self.shares.base))
+        rest = self._steps(macs, part * (1 - self.shares.base))
         return plain(ctx, "final", balance, steps=rest, lr=lr, tasks=tasks, start=start)
 
-    def width_like(self, frozen: Done) -> int:
-        """The smallest even width whose plain net costs at least as many MACs as the frozen net."""
-        wanted, width = forward_macs(self._load(frozen), self.config), int(self.config.width or 2)
-        while forward_macs(build_plain(self.context("base", replace(self.config, width=width))), self.config) < wanted:
-            width += 2
-        return width
-
-    def _load(self, frozen: Done) -> InterroGateNet:
-        net = build_gated(self.context("base"))
-        net.load_state_dict(frozen.state())
-        return net
-
     def _gated(self, unit: str, which: str) -> Context:
-        return self.context(unit, replace(self.config, budget=int(which) / 100))
+        goal = next(goal for goal in self.goals if goal.name == which)
+        return self.context(unit, replace(self.config, **goal.settings()))
+
+    def _of_width(self, text: str) -> TrainConfig:
+        width = float(text)
+        if base_width(self.config) is None:
+            raise InputError(f"{self.config.backbone} takes no width", f"width {text}", "choose another net")
+        return replace(self.config, width=int(width) if width.is_integer() else width)
 
 
-def forward_macs(net: Any, config: TrainConfig) -> float:
-    """Multiply-accumulates of one frame."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.eval()(torch.zeros(1, 3, *config.size))
-    return counter.get_total_flops() / 2
+def _load(ctx: Context, frozen: Done) -> InterroGateNet:
+    net = build_gated(ctx)
+    net.load_state_dict(frozen.state())
+    return net
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def shuffled(net: InterroGateNet, frozen: Done, seed: int) -> dict[str, torch.Tensor]:
@@ -258,3 +366,17 @@ def shuffled(net: InterroGateNet, frozen: Done, seed: int) -> dict[str, torch.Te
         moved = mask[:, :cut].view(len(mask), whole, gates.granule)[:, order].reshape(len(mask), cut)
         masks[name] = torch.cat([moved, mask[:, cut:]], dim=1)
     return masks
+
+
+def joint(net: InterroGateNet, share: float, seed: int) -> dict[str, torch.Tensor]:
+    """Masks with this share of each layer's channels, drawn by whole granules, open for all tasks; ties are kept."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[int, torch.Tensor] = {}
+    for site in net.gate_sites():
+        gates: Any = site.gates
+        if id(gates) not in drawn:
+            count = -(-gates.channels // gates.granule)
+            picked = torch.randperm(count, generator=generator)[: round(share * gates.channels / gates.granule)]
+            row = torch.zeros(count, dtype=torch.bool).index_fill(0, picked, True)
+            drawn[id(gates)] = row.repeat_interleave(gates.granule)[: gates.channels].expand(len(net.tasks), -1)
+    return {site.name: drawn[id(site.gates)] for site in net.gate_sites()}

@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..errors import BudgetError
 from ..files import os_errors, write_atomic
-from ..gating.budget import HardFraction, L1Gates, SparsityHinge, fix_fraction
+from ..gating.budget import Budget, HardFraction, L1Gates, SparsityHinge, fix_fraction
 from ..gating.convert import InterroGateNet, PlainNet, interrogate
+from ..gating.merge import MergedNet, merge
+from ..gating.rounding import gate_worth
 from .balance import Balance
 from .checkpoint import CheckpointError, load_tensors, save_tensors
 from .config import TrainConfig, digest, make_backbone
+from .landing import land
 from .loop import Progress, Run, drop_checkpoints, fit
 from .source import Source
 from .step import Optim, Penalty, evaluate, memory_format, to_device
@@ -29,6 +32,8 @@ from .tasks import Task
 RAMP = 0.6
 #: How far a frozen hard fraction may be from the one that was asked for.
 TOLERANCE = 0.02
+#: Batches on which the worth of gates is measured, when a budget of time is landed on.
+WORTH_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -121,22 +126,38 @@ def search(ctx: Context, base: Done, branches: Mapping[str, Done], balance: Bala
 
 
 def freeze(ctx: Context, searched: Done, *, name: str = "frozen") -> Done:
-    """Fix the gates; a hard budget takes the last few by rank, as near as gates allow.
+    """Fix the gates. A budget of time is landed on (see landing.py); a hard one takes the last few by rank.
 
-    Raises BudgetError when that is more than 2 points off. Other budgets fix what the search found.
+    Raises BudgetError when no gates meet a budget of time, or a hard one to 2 points. Others fix what the search found.
     """
     key = _key(ctx, name, _gating(ctx.config), searched.key)
 
     def make() -> tuple[InterroGateNet, dict[str, Any]]:
         net = build_gated(ctx)
         net.load_state_dict(searched.state())
-        before = net.hard_fractions()
-        flipped = meet_budget(net, ctx.config) if ctx.config.kind == "hard" else {}
+        before, met = net.hard_fractions(), dict[str, Any](flipped={})
+        if ctx.config.kind == "time":
+            met = {"budget": _land(ctx, net, Balance(searched.result["weights"]))}
+        elif ctx.config.kind == "hard":
+            met = {"flipped": meet_budget(net, ctx.config)}
         net.freeze_gates()
-        result = {"searched": before, "hard": net.hard_fractions(), "flipped": flipped, "gates": gates_json(net)}
-        return net, result
+        return net, {"searched": before, "hard": net.hard_fractions(), "gates": gates_json(net), **met}
 
     return cached(ctx, name, key, make)
+
+
+def _land(ctx: Context, net: InterroGateNet, balance: Balance) -> dict[str, Any]:
+    """Round the gates by what they are worth on a few batches, and say where the budget landed."""
+    budget, device, form = time_budget(ctx.config), ctx.device, memory_format(net)
+    price = budget.price(net)
+    batch_at = ctx.source.train(ctx.config.batch, zlib.crc32(f"{ctx.config.seed} worth".encode()))
+    cast("Any", net).to(device, memory_format=form)
+    balance.to(device)
+    batches = [to_device(batch_at(step), device, form) for step in range(WORTH_BATCHES)]
+    worth = gate_worth(net, lambda probe: (balance(probe.losses(batch)) for batch in batches))
+    landed = land(net.cpu(), budget, worth)
+    searched_at = {"searched_ms": price.ms, "searched_share": price.ms / budget.limit(net)}
+    return {**budget.as_json(), "limit_ms": budget.limit(net), **searched_at, **landed.as_json()}
 
 
 def meet_budget(net: InterroGateNet, config: TrainConfig) -> dict[str, int]:
@@ -159,7 +180,24 @@ def final(ctx: Context, frozen: Done, balance: Balance, *, name: str, steps: int
         net.load_state_dict(frozen.state())
         net.freeze_gates()
         result = _train(ctx, name, key, net, balance, steps, ctx.config.optim(lr))
-        return net, result | {"gates": gates_json(net)}
+        return net, result | {"gates": gates_json(net)} | _landed(frozen)
+
+    return cached(ctx, name, key, make)
+
+
+def merged(ctx: Context, frozen: Done, balance: Balance, *, mode: str, steps: int, lr: float, name: str) -> Done:
+    """A fresh full learning-rate cycle on the merged net of the frozen gates (see gating/merge.py): a plain CNN of that
+    width, at a plain net's cost a step. mode: "masked" or "fill".
+    """
+    key = _key(ctx, name, mode, steps, lr, balance.weights(), frozen.key)
+
+    def make() -> tuple[MergedNet, dict[str, Any]]:
+        source = build_gated(ctx)
+        source.load_state_dict(frozen.state())
+        net = merge(source, mode)
+        result = _train(ctx, name, key, net, balance, steps, ctx.config.optim(lr))
+        gates = {"hard": source.hard_fractions(), "gates": gates_json(source)}
+        return net, result | gates | {"form": net.form, "widths": net.widths()} | _landed(frozen)
 
     return cached(ctx, name, key, make)
 
@@ -174,7 +212,7 @@ def build_gated(ctx: Context) -> InterroGateNet:
     """A fresh gated net with every gate open."""
     torch.manual_seed(ctx.config.seed)
     config = ctx.config
-    granule = config.granule or auto_granule
+    granule = granule_of(config, len(ctx.tasks))
     return interrogate(
         make_backbone(config), list(ctx.tasks), granule=granule, tie=config.tie, example=_example(config)
     )
@@ -189,24 +227,44 @@ def assemble(ctx: Context, base: Done, branches: Mapping[str, Done]) -> InterroG
     return net
 
 
-def auto_granule(channels: int) -> int:
+def auto_granule(channels: int, most: int | None = None) -> int:
     """An eighth of a layer's width as a power of two, at least 4: coarser gates cost accuracy (recipe.md section 3).
+
+    most: the granule whose opening for all T tasks, which adds T - 1 values a channel, takes one step of the machine.
 
     >>> [auto_granule(c) for c in (16, 32, 64, 100, 256)]
     [4, 4, 8, 8, 32]
+    >>> [auto_granule(c, 16 // (3 - 1)) for c in (16, 32, 64, 100, 256)]
+    [4, 4, 8, 8, 8]
     """
-    return max(4, 1 << max(channels // 8, 1).bit_length() - 1)
+    eighth = max(4, 1 << max(channels // 8, 1).bit_length() - 1)
+    return eighth if most is None else max(1, min(eighth, most))
+
+
+def granule_of(config: TrainConfig, tasks: int) -> int | Callable[[int], int]:
+    """Channels a gate of the layers of a net for this many tasks."""
+    if config.granule or config.kind != "time":
+        return config.granule or auto_granule
+    step = config.step or time_budget(config).latency().step
+    return partial(auto_granule, most=step // max(tasks - 1, 1))
+
+
+def time_budget(config: TrainConfig) -> Budget:
+    """The budget of time that a config asks for."""
+    return Budget(config.ms, config.ratio, config.table)
 
 
 def penalty(config: TrainConfig) -> Callable[[float], Penalty]:
-    """Share of the stage done -> budget penalty: a ramped hinge on hard gates, the paper's soft hinge, or L1."""
+    """Share of the stage done -> budget penalty: of time, a ramped hinge on hard gates, the paper's soft one, or L1."""
     weight = config.strength
-    budgets: dict[str, Callable[..., torch.Tensor]] = {
-        "hard": HardFraction(config.budget, weight, ramp=RAMP),
-        "hinge": SparsityHinge(config.budget, weight),
-        "l1": L1Gates(weight),
+    makes: dict[str, Callable[[], Callable[..., torch.Tensor]]] = {
+        "time": lambda: time_budget(config),
+        "hard": lambda: HardFraction(config.budget, weight, ramp=RAMP),
+        "hinge": lambda: SparsityHinge(config.budget, weight),
+        "l1": lambda: L1Gates(weight),
     }
-    return lambda done: partial(budgets[config.kind], progress=done)
+    budget = makes[config.kind]()
+    return lambda done: partial(budget, progress=done)
 
 
 def gates_json(net: InterroGateNet) -> dict[str, dict[str, str]]:
@@ -251,13 +309,19 @@ def _train(
     return result | {"config": config.as_json()}
 
 
+def _landed(frozen: Done) -> dict[str, Any]:
+    return {name: frozen.result[name] for name in ("budget",) if name in frozen.result}
+
+
 def _example(config: TrainConfig) -> torch.Tensor:
     return torch.zeros(1, 3, *config.size)
 
 
 def _gating(config: TrainConfig) -> tuple[Any, ...]:
-    own = {name: getattr(config, name) for name in ("budget_kind", "sparsity_weight", "gate_lr")}
+    own = {name: getattr(config, name) for name in ("budget_kind", "sparsity_weight", "gate_lr", "ratio", "ms", "step")}
     given = {name: value for name, value in own.items() if value is not None}
+    if config.kind == "time":
+        given["table"] = config.table
     # Nothing is added for the recipe's own values, so that networks trained before these settings existed stay valid.
     return (config.granule, config.tie, config.budget, config.recipe, config.search_lr, *([given] if given else []))
 

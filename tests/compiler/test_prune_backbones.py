@@ -1,4 +1,6 @@
-"""Pruned equals gated on all backbones, exported by torch once each, over random gate patterns of many shapes."""
+"""Pruned and laid out equal gated on all backbones, exported by torch once each, over random gate patterns of many
+shapes and random lowerings.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import pytest
 from gatednets import TOLERANCE, convs, difference, live, ops
 
 from igate_edge.compiler import graph
+from igate_edge.compiler.layout import lay_out, layers
 from igate_edge.compiler.prune import close_all, keep_outputs, prune, set_masks
 
 torch = pytest.importorskip("torch")
@@ -45,7 +48,7 @@ def export(name: str) -> ir.Model:
     # A classification head reads the last map only: not for a net whose other outputs would then have dead rows.
     last = Normals("normals") if name == "pyramid_net" else Classification("tag", 4)
     tasks = [Depth("depth"), SemanticSegmentation("semseg", classes=3), last][:count]
-    net = interrogate(getattr(backbones, name)(**arguments), tasks, example=torch.zeros(1, 3, size, size))
+    net = interrogate(getattr(backbones, name)(**arguments), tasks, example=torch.zeros(1, 3, size, size), tie="stage")
     model = graph.load(to_onnx(net, Preprocess(size, size)))
     rng = np.random.default_rng(0)
     for key, value in model.graph.initializers.items():
@@ -120,7 +123,7 @@ def check(model: ir.Model, count: int, seed: int) -> None:
     reference, writers = Reference(model, image), _writers(model)
     weighted = [node for node in model.graph if node.op_type == "Conv"]
     encoder = {node.name for node in weighted if node.inputs[1].name.startswith("branches.")}
-    for masks in patterns(about["sites"], len(tasks), count, seed):
+    for index, masks in enumerate(patterns(about["sites"], len(tasks), count, seed)):
         pruned = prune(set_masks(model, masks))
         outputs = _session(graph.dump(pruned.model)).run(tasks, {"image": image})
         assert difference(reference(masks, tasks), dict(zip(tasks, outputs, strict=True))) <= TOLERANCE
@@ -129,6 +132,31 @@ def check(model: ir.Model, count: int, seed: int) -> None:
         # Live rows of the encoder are those of the formula, summed over the convolutions that end in a site.
         rows = sum(row["live"] for name, row in pruned.report["convs"].items() if name in encoder)
         assert rows == sum(len(writers[site]) * live(mask) for site, mask in masks.items())
+        laid = lay_out(set_masks(model, masks), choice := _choice(model, index))
+        found = _session(graph.dump(laid.model)).run(tasks, {"image": image})
+        assert difference(reference(masks, tasks), dict(zip(tasks, found, strict=True))) <= TOLERANCE
+        if choice == "merged":
+            assert not {"Where", "Mul", "Slice", "Gather"} & set(ops(laid.model))
+
+
+def _choice(model: ir.Model, index: int) -> str | dict[str, str]:
+    """merged, split, and a lowering a layer at random, in turn."""
+    if index % 3 < 2:
+        return ("merged", "split")[index % 3]
+    rng = np.random.default_rng(index)
+    return {layer.name: str(rng.choice(["merged", "split", "merged:8"])) for layer in layers(model)}
+
+
+def _check_joint(model: ir.Model) -> None:
+    """The same gates for all tasks, tied as the sites say: merged has the plain net's operators, node for node."""
+    about, rng = graph.meta(model), np.random.default_rng(2)
+    stages: dict[str, np.ndarray] = {}
+    masks = {}
+    for site in about["sites"]:
+        drawn = np.tile(rng.random((1, site["channels"])) < 0.3, (len(about["tasks"]), 1))
+        masks[site["name"]] = stages.setdefault(site["tie"] or site["name"], drawn)
+    laid = lay_out(set_masks(model, masks))
+    assert ops(laid.model) == ops(lay_out(close_all(model)).model) and not laid.report["skips"]
 
 
 def _writers(model: ir.Model) -> dict[str, list[str]]:
@@ -161,6 +189,7 @@ def _follow(value: ir.Value | None, found: list[str]) -> None:
 def test_backbone(name: str) -> None:
     model = export(name)
     _check_extremes(model)
+    _check_joint(model)
     check(model, BACKBONES[name][3], seed=0)
 
 

@@ -41,7 +41,8 @@ def sequence(*modules: nn.Module) -> nn.Sequential:
         ([nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4), nn.GELU()], 3),
         ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.PReLU(4)], 3),
         ([nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4), nn.ReLU6()], 3),
-        ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)], 3),
+        ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)], 4),
+        ([nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2)], 3),
     ],
 )
 def test_the_site_is_behind_convolution_norm_and_activation(modules: list[nn.Module], step: int) -> None:

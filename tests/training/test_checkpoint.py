@@ -139,3 +139,26 @@ def test_no_permission_is_a_sentence_and_keeps_the_old(tmp_path: Path, monkeypat
         save_tensors(path, TENSORS, {"step": 2})
     assert load_tensors(path)[1] == {"step": 1}
     assert stat.S_IMODE(path.stat().st_mode) & 0o400
+
+
+def test_moments_keep_their_parameters_memory_format() -> None:
+    """A fused optimiser reads memory in the parameter's order: moments in another order would be another layer's."""
+
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return net, torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        optimizer.zero_grad()
+        image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        net(image.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+        optimizer.step()
+
+    one, other, nobody = fresh(), fresh(), nn.Module()
+    step(*one, 1)
+    kept = {key: value.contiguous() for key, value in pack(one[0], nobody, [one[1]]).items()}  # as a file holds them
+    unpack(kept, other[0], nobody, [other[1]])
+    for net, optimizer in (one, other):
+        step(net, optimizer, 2)
+    assert torch.equal(one[0].weight, other[0].weight)

@@ -1,24 +1,25 @@
-"""The nets of the results table on tiny frames: order, equal compute, random gates of the same counts, the table."""
+"""The nets of a comparison on tiny frames: order, equal compute, random gates of the same counts, rows of the table."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_frames import BUDGET, CONFIG, FITS, WEIGHTS, write_latency, write_widths
 
 from igate_edge.errors import InputError
 from igate_edge.training import results
-from igate_edge.training.config import TrainConfig
+from igate_edge.training.goal import Goal
 from igate_edge.training.loop import step_macs
-from igate_edge.training.rivals import Table, forward_macs, shuffled
+from igate_edge.training.results_rows import budgets_of, collect, spent
+from igate_edge.training.rivals import NETS, Shares, Table, shuffled
 from igate_edge.training.stages import Done, build_gated, build_plain
 from igate_edge.training.tabletop import generate
 
-CONFIG = TrainConfig(tasks=("semseg", "depth", "normals"), width=8, size=(32, 32), batch=2, label_stride=2)
-WEIGHTS = {"semseg": 1.0, "depth": 2.0, "normals": 4.0}
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
-    """All units trained, for the compute of 20 steps of the plain net."""
-    made = Table(str(data), tmp_path_factory.mktemp("out"), CONFIG, 20, fractions=(0.25,), weights=WEIGHTS)
-    with pytest.raises(InputError, match="ours-25 needs search-25: not finished yet"):
-        made.run("ours-25")
-    for unit in made.units():
-        made.run(unit)
+    """All units trained, for the compute of a few steps of the plain net."""
+    folder = tmp_path_factory.mktemp("out") / "seed-0"
+    config = replace(CONFIG, table=write_latency(folder.parent))
+    made = Table(str(data), folder, config, STEPS, (BUDGET,), weights=WEIGHTS)
+    write_widths(made)
+    for row in made.rows():
+        made.run(row)
     return made
 
 
@@ -45,85 +47,121 @@ def rows(table: Table, unit: str) -> list[dict]:
 
 def test_every_need_stands_before_its_unit(table: Table) -> None:
     seen: set[str] = set()
-    for unit, needs in Table("", Path(), CONFIG, 9).units().items():
+    units = replace(table, weights=None).units()
+    for unit, needs in units.items():
         assert set(needs) <= seen
         seen.add(unit)
-    assert "balance" in seen and "balance" not in table.units()
+    assert "balance" in units and "balance" not in table.units()
+    assert {row.partition("-")[0] for row in table.rows()} == set(NETS)
+
+
+def test_two_budgets_share_what_they_can(table: Table) -> None:
+    both = replace(table, goals=(BUDGET, Goal(ratio=1.9)), nets=("ours", "wide"))
+    write_widths(both, {BUDGET.name: FITS[BUDGET.name], "190": FITS[BUDGET.name]})
+    units = list(both.units())
+    assert [unit for unit in units if unit.startswith("wide")] == ["wide-10"]
+    assert units.count("base") == units.count("fork") == 1 and {"ours-125", "ours-190"} <= set(units)
+    write_widths(table)
 
 
 @pytest.mark.parametrize(
-    "units",
-    [
-        ["base", "plain"],
-        ["widened-25"],
-        ["single-depth"],
-        ["base", "fork", "search-25", "ours-25"],
-        ["base", "fork", "random-25"],
-        ["third-semseg", "third-depth", "third-normals"],
-    ],
+    "row", ["plain", "wide-10", "narrow-6", "third", "ours-125", "fill-125", "grown-125", "random-125", "single-depth"]
 )
-def test_every_net_spends_the_same_compute(table: Table, units: list[str]) -> None:
-    stages = [row for unit in units for row in rows(table, unit) if "macs" in row]
+def test_every_net_spends_the_same_compute(table: Table, row: str) -> None:
+    units = _all(table, row)
+    stages = [stage for unit in units for stage in rows(table, unit) if "macs" in stage and "steps" in stage]
     # Whole steps only: each stage may be off by half of its own step.
-    allowed = sum(row["macs"] / row["steps"] / 2 for row in stages)
-    assert sum(row["macs"] for row in stages) == pytest.approx(table.compute, abs=allowed)
-    assert table.compute == 20 * step_macs(build_plain(table.context("base")), table.batch)
+    allowed = sum(stage["macs"] / stage["steps"] / 2 for stage in stages)
+    assert spent(table, row)["train_macs"] == pytest.approx(table.compute, abs=allowed)
+    assert table.compute == STEPS * step_macs(build_plain(table.context("base")), table.batch)
+
+
+def _all(table: Table, unit: str) -> set[str]:
+    return {unit}.union(*(_all(table, need) for need in table.needs(unit)))
+
+
+def test_single_task_nets_get_the_whole_compute_each(table: Table) -> None:
+    assert spent(table, "single")["train_macs"] == pytest.approx(3 * table.compute, rel=0.05)
 
 
 def test_random_gates_keep_counts_overlaps_and_ties(table: Table) -> None:
-    frozen = Done("frozen", table.folder / "search-25" / "frozen.safetensors", "", rows(table, "search-25")[0])
-    net = build_gated(table.context("base"))
-    net.load_state_dict(frozen.state())
-    before, cost = net.gate_masks(), forward_macs(net, CONFIG)
-    fresh = build_gated(table.context("base"))
-    after = shuffled(fresh, frozen, seed=3)
+    result = json.loads((table.folder / "ours-125" / "final.json").read_text())
+    fresh = build_gated(table.context("base", replace(table.config, **BUDGET.settings())))
+    before = {
+        name: torch.tensor([[bit == "1" for bit in row] for row in gates.values()])
+        for name, gates in result["gates"].items()
+    }
+    after = shuffled(fresh, Done("frozen", Path(), "", result), seed=3)
     fresh.set_gates(after)  # refused when tied sites disagree or a granule is split
-    fresh.freeze_gates()
     assert any(not torch.equal(after[name], before[name]) for name in before)
     for name in before:
         assert sorted(after[name].T.tolist()) == sorted(before[name].T.tolist())
-    assert forward_macs(fresh, CONFIG) == cost
-
-
-def test_widened_net_costs_at_least_as_much_and_the_next_narrower_less(table: Table) -> None:
-    (result,) = [row for row in rows(table, "widened-25") if row["steps"] and "config" in row][-1:]
-    width = result["config"]["width"]
-    wanted = forward_macs(table._load(table.frozen("25")), CONFIG)
-    costs = [
-        forward_macs(build_plain(table.context("x", replace(CONFIG, width=w))), CONFIG) for w in (width - 2, width)
-    ]
-    assert width % 2 == 0 and costs[0] < wanted <= costs[1]
+    drawn = json.loads((table.folder / "random-125" / "final.json").read_text())
+    assert drawn["widths"] == result["widths"] and drawn["hard"] == result["hard"] and drawn["gates"] != result["gates"]
 
 
 def test_a_unit_is_done_only_for_its_own_settings(table: Table) -> None:
     assert table.done("plain") and not replace(table, steps=21).done("plain")
-    with pytest.raises(InputError, match="unknown unit 'magic': known: base, fork"):
-        table.run("magic")
+    for unknown in ("magic", "ours-134", "narrow-x", "wide-x", "single-x"):
+        with pytest.raises(InputError, match=f"unknown unit '{unknown}': known: balance, base"):
+            table.run(unknown)
+
+
+def test_a_lost_mark_costs_no_training(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table.folder / "wide-10" / "done").unlink()
+    monkeypatch.setattr("igate_edge.training.stages.fit", None)
+    table.run("wide-10")
+    assert table.done("wide-10")
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="three above 0 with a sum below 1"):
+        Shares(0.5, 0.3, 0.2)
+    with pytest.raises(InputError, match="unknown nets magic: known: single, third"):
+        Table("", Path(), CONFIG, 1, (BUDGET,), nets=("magic",))
+    mobile = Table("", Path(), replace(CONFIG, backbone="efficientnet_lite0", width=None), 1, (BUDGET,))
+    with pytest.raises(InputError, match="takes no width"):
+        mobile.wide("40")
+
+
+def test_rows_say_what_every_net_is_and_costs(table: Table) -> None:
+    found = {row["name"]: row for row in collect(table)}
+    assert list(found) == table.rows()
+    for name in ("ours-125", "fill-125", "grown-125", "random-125"):
+        row = found[name]
+        assert row["widths"] and set(row["hard"]) == set(CONFIG.tasks) and row["budgets"] == ["125"]
+        assert row["macs"] > found["plain"]["macs"]
+    assert found["ours-125"]["macs"] == found["fill-125"]["macs"]
+    assert found["ours-125"]["useful_macs"] < found["ours-125"]["macs"]
+    assert found["plain"]["useful_macs"] <= found["plain"]["macs"]
+    assert found["single"]["delta_mtl"] == pytest.approx(0) and found["plain"]["delta_to"] == "single"
+    assert found["third"]["macs"] == found["single"]["macs"] > found["narrow-6"]["macs"]
+    assert [found[name]["width"] for name in ("plain", "wide-10", "narrow-6")] == [8, 10, 6]
+    assert all(row["predicted_ms"] > 0 and row["train_seconds"] > 0 for row in found.values())
+    alone = {row["name"]: row for row in collect(replace(table, nets=("plain", "ours")))}
+    assert alone["plain"]["delta_mtl"] == pytest.approx(0) and alone["ours-125"]["delta_to"] == "plain"
+
+
+def test_a_width_answers_every_budget_it_was_measured_for(table: Table) -> None:
+    assert budgets_of(table, "wide-10") == ["125"] and budgets_of(table, "plain") == []
+    assert budgets_of(table, "ours-125") == ["125"]
 
 
 def test_shares_by_stage_weigh_channels() -> None:
+    from igate_edge.training.results_rows import by_stage
+
     gates = {"layer1_0_conv1": {"d": "1100", "n": "0000"}, "layer1_0_add": {"d": "0001", "n": "1111"}}
-    assert results.by_stage(gates) == {"layer1": {"d": 3 / 8, "n": 4 / 8}}
+    assert by_stage(gates) == {"layer1": {"d": 3 / 8, "n": 4 / 8}}
 
 
 def test_wrong_use_of_the_command_is_a_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert results.main(["--data", str(data), "--out", str(tmp_path), "--size", "32x32", "--only", "magic"]) == 2
+    common = ["--data", str(data), "--out", str(tmp_path), "--size", "32x32"]
+    assert results.main([*common, "--only", "magic"]) == 2
     assert "unknown unit 'magic'" in capsys.readouterr().err
+    assert results.main([*common, "--ratios", "0.9", "--list"]) == 2
+    assert "give a ratio above 1" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_whole_command(data: Path, tmp_path: Path) -> None:
-    """Processes, table, export, INT8 and timing: what `make train-demo` runs, on three steps."""
-    target = tmp_path / "results.json"
-    args = ["--data", str(data), "--out", str(tmp_path / "out"), "--table", str(target), "--steps", "3", "--width", "8"]
-    args += ["--size", "32x32", "--batch", "2", "--fractions", "0.25", "--rounds", "5"]
-    assert results.main(args) == 0
-    assert results.main([*args, "--measure"]) == 0
-    table = {row["name"]: row for row in json.loads(target.read_text())["rows"]}
-    assert set(table) == {"single", "single-third", "plain", "ours-25", "widened-25", "random-25"}
-    assert table["single"]["delta_mtl"] == pytest.approx(0)
-    assert table["random-25"]["macs"] == table["ours-25"]["macs"] <= table["widened-25"]["macs"]
-    # Nets of three steps answer next to noise: some INT8 engines fail their golden check, and the table says so.
-    measured = [row for row in table.values() if "int8_refused" not in row]
-    assert measured and all(set(row["int8"]) == set(CONFIG.tasks) and row["ms"] > 0 for row in measured)
-    assert table["plain"].get("ms_ratio", 1.0) == pytest.approx(1)
+def test_the_defaults_of_the_command_are_those_of_the_shares() -> None:
+    args = results._parser().parse_args(["--out", "x", "--ratios", "1.34,1.70", "--seeds", "0,1"])
+    assert args.shares == list(asdict(Shares()).values()) and args.ratios == [1.34, 1.7] and args.seeds == [0, 1]

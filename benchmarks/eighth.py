@@ -1,0 +1,47 @@
+"""One net and its rivals, timed together once for all benchmarks that ask about it.
+
+ResNet-18 of 64 channels at 128x128, three tasks; of every layer an eighth is specialised, the same channels for all
+tasks: a site's width in all, 64 + 2 * 8, is a multiple of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import subjects
+from subjects import Built
+from timing import Times, measure
+
+WIDTH, SIZE = 64, (128, 128)
+
+
+@dataclass(frozen=True)
+class Eighth:
+    """Nets by name, and the seconds of all of them, and of the three single-task nets together, in the same rounds."""
+
+    nets: dict[str, Built]
+    times: Times
+
+    def keep(self, benchmark: Any, name: str) -> None:
+        """Put a net's own times into the result file."""
+        benchmark.pedantic(self.nets[name].run, (subjects.image(SIZE),), rounds=20, warmup_rounds=2)
+
+
+def timed(seconds: float, clock: Callable[[], float]) -> Eighth:
+    """Build and time: "ours" (merged), "plain", "separate", "dense" (equal useful MACs), "peak" (large layers only)."""
+    gated = subjects.gated(WIDTH, SIZE)
+    chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8))
+    useful = subjects.useful_macs(chosen)
+    plain = subjects.plain(WIDTH, SIZE)
+    nets = {
+        "ours": subjects.build(chosen, "merged", useful),
+        "plain": subjects.build(plain),
+        "dense": subjects.build(subjects.dense(useful, SIZE)),
+        "peak": subjects.build(subjects.peak(SIZE)),
+    }
+    runs: dict[str, Any] = {name: net.run for name, net in nets.items()}
+    runs["separate"] = subjects.together([subjects.build(model) for model in subjects.singles(plain)])
+    pairs = [("ours", "plain"), ("separate", "ours"), ("ours", "dense"), ("ours", "peak")]
+    return Eighth(nets, measure(runs, subjects.image(SIZE), pairs, seconds=seconds, clock=clock))

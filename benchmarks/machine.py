@@ -1,0 +1,61 @@
+"""Which machine measured: kept in every result file, and the reason why results of two machines are not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from igate_edge.engines import onnxruntime as ort
+from igate_edge.errors import InputError
+from igate_edge.runtime.cache import fingerprint
+
+#: Where the result file of pytest-benchmark keeps it.
+KEY = "igate"
+CLOCKS = {
+    "governor": "cpufreq/scaling_governor",
+    "clock_min_khz": "cpufreq/scaling_min_freq",
+    "clock_max_khz": "cpufreq/scaling_max_freq",
+}
+
+
+def describe(root: Path = Path("/sys/devices/system/cpu/cpu0")) -> dict[str, Any]:
+    """The machine: fingerprint and clock limits ("unverified" where the system does not tell), and the runtime."""
+    return {"machine": {**fingerprint(), **clocks(root)}, "runtime": ort.probe()}
+
+
+def clocks(root: Path) -> dict[str, str]:
+    """Governor and clock limits of a processor; a name like "performance" promises nothing, a limit does (cases L5)."""
+    found = {}
+    for name, path in CLOCKS.items():
+        try:
+            found[name] = (root / path).read_text().strip() or "unverified"
+        except OSError:
+            found[name] = "unverified"
+    return found
+
+
+def differences(here: Mapping[str, Any], there: Any) -> list[str]:
+    """In which fields of `here` two machines differ, one phrase each; an absent description differs in everything.
+
+    >>> differences({"cpu": "a", "cores": 2}, {"cpu": "a", "cores": 4})
+    ['cores: 2 here, 4 there']
+    """
+    if not isinstance(there, Mapping) or not there:
+        return ["there is no description of the other machine"]
+    return [
+        f"{name}: {value} here, {there.get(name, 'unknown')} there"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+
+
+def refuse_foreign(here: Mapping[str, Any], there: Mapping[str, Any], made: str) -> None:
+    """Raise InputError unless two machine_info entries of pytest-benchmark describe one machine. made: when."""
+    own, other = (dict(info.get(KEY) or {}).get("machine") for info in (here, there))
+    if not own:
+        raise InputError("this machine was not described", "no fingerprint of this run", "run `pytest benchmarks/`")
+    differing = differences(own, other)
+    if differing:
+        fix = "compare runs of one machine, or compare the ratios that both runs print"
+        raise InputError(f"the saved run of {made} is of another machine", "; ".join(differing), fix)

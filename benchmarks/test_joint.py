@@ -1,0 +1,69 @@
+"""The figures of one net: an eighth of every layer specialised, the same channels for all tasks, laid out as merged.
+
+ResNet-18 of 64 channels at 128x128, three tasks: the width of a site in all, 64 + 2 * 8, is a multiple of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import judging
+import numpy as np
+from eighth import Eighth
+from timing import ms
+
+MOST_OF_PLAIN = 1.33
+LEAST_SEPARATE = 1.7
+LEAST_PEAK = 0.65
+
+
+def test_an_eighth_specialised_against_the_plain_net(
+    eighth: Eighth, benchmark: Any, figures: Callable[..., None]
+) -> None:
+    eighth.keep(benchmark, "ours")
+    fix = "look at the layers: igate bench, and benchmarks/test_latency_model.py"
+    times = eighth.times
+    pair = judging.at_most("ours / plain", times["ours"], times["plain"], MOST_OF_PLAIN, fix)
+    figures(
+        f"ours / plain {pair['ratio']:.3f} (at most {MOST_OF_PLAIN}): {ms(times['ours']):.2f} ms, plain "
+        f"{ms(times['plain']):.2f} ms, {len(times['ours'])} rounds",
+        ours_over_plain=pair["ratio"],
+    )
+
+
+def test_a_merged_net_is_a_plain_one(eighth: Eighth, benchmark: Any, figures: Callable[..., None]) -> None:
+    """Nothing of selecting, mixing and joining is left: operator for operator the plain net, a little wider."""
+    eighth.keep(benchmark, "ours")
+    counts = {name: judging.operators(eighth.nets[name].model) for name in ("ours", "plain")}
+    figures(f"operators of ours: {counts['ours']}")
+    judging.same_operators(counts["ours"], counts["plain"])
+
+
+def test_three_separate_nets_against_ours(eighth: Eighth, benchmark: Any, figures: Callable[..., None]) -> None:
+    eighth.keep(benchmark, "ours")
+    times = eighth.times
+    fix = "specialise fewer channels: ours must stay well below separate nets"
+    pair = judging.at_least("separate / ours", times["separate"], times["ours"], LEAST_SEPARATE, fix)
+    figures(f"separate / ours {pair['ratio']:.2f} (at least {LEAST_SEPARATE})", separate_over_ours=pair["ratio"])
+
+
+def test_share_of_the_measured_int8_peak(eighth: Eighth, benchmark: Any, figures: Callable[..., None]) -> None:
+    """MACs a second, zero blocks included, against those of convolutions large enough to reach this machine's peak."""
+    eighth.keep(benchmark, "peak")
+    nets, times = eighth.nets, eighth.times
+    shares = {}
+    for name in ("plain", "ours"):
+        scale = nets["peak"].macs / nets[name].macs
+        what = f"time of {name} over its time at peak"
+        limit = 1 / LEAST_PEAK if name == "ours" else np.inf
+        fix = "look for layers that run far from peak: igate profile"
+        pair = judging.at_most(what, scale * times[name], times["peak"], limit, fix)
+        shares[name] = 1 / pair["ratio"]
+    peak = nets["peak"].macs / np.median(times["peak"]) / 1e9
+    figures(
+        f"share of the INT8 peak ({peak:.0f} GMAC/s): ours {shares['ours']:.0%} (at least {LEAST_PEAK:.0%}), plain "
+        f"{shares['plain']:.0%}",
+        peak_gmacs=peak,
+        **{f"peak_share_{name}": share for name, share in shares.items()},
+    )

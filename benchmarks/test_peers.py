@@ -1,0 +1,142 @@
+"""Peers at equal measured milliseconds: each is made as wide as the time of ours allows, and what that buys is noted.
+
+Ours is the net of eighth.py. A peer that cannot be brought to within 5 % of ours is no comparison, and fails. Accuracy
+after equal training is the business of `igate sweep` and of the results table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import judging
+import pytest
+import subjects
+from eighth import SIZE, WIDTH, Eighth
+from subjects import Built
+from timing import Clock, measure, ms
+
+from igate_edge import golden
+from igate_edge.builder import build
+from igate_edge.bundle import Bundle
+from igate_edge.compiler import graph
+from igate_edge.contract import Preprocess
+from igate_edge.engines import onnxruntime as ort
+from igate_edge.gating.export import to_onnx
+from igate_edge.runtime import cache
+from igate_edge.runtime.preprocess import to_input
+
+EQUAL = 0.05
+#: A merged net is a plain one of its widths, so it must take no longer than that.
+MOST_OF_TWIN = 1.05
+Made = Callable[[float], list[Built]]
+#: Parameter, nets, and the ratio of their time to that of ours.
+Found = tuple[float, list[Built], dict[str, Any]]
+
+
+def at_equal_ms(
+    eighth: Eighth, clock: Clock, make: Made, low: float, high: float, whole: bool = True
+) -> tuple[float, list[Built], Any]:
+    """The parameter in [low, high], in which time rises, whose nets together take what ours takes: six bisections."""
+    ours, best = eighth.nets["ours"], None
+    for _ in range(6):
+        middle = round((low + high) / 2) if whole else (low + high) / 2
+        parts = make(middle)
+        runs = {"peer": subjects.together(parts), "ours": ours.run}
+        times = measure(runs, subjects.image(SIZE), [("peer", "ours")], least=25, seconds=2.0, clock=clock)
+        pair = judging.known_ratio("peer / ours", times["peer"], times["ours"])
+        if best is None or abs(pair["ratio"] - 1) < abs(best[2]["ratio"] - 1):
+            best = (middle, parts, pair)
+        low, high = (middle, high) if pair["ratio"] < 1 else (low, middle)
+        if abs(pair["ratio"] - 1) < 0.01 or (whole and high - low <= 1):
+            break
+    assert best is not None
+    return best
+
+
+def judge(name: str, found: Found, eighth: Eighth, figures: Callable[..., None]) -> None:
+    """Note what the peer has at equal time, and fail when the time is not equal."""
+    (value, parts, pair), ours = found, eighth.nets["ours"]
+    macs = sum(part.macs for part in parts)
+    text = f"{name} {value:g}: x{pair['ratio']:.3f} of ours, {macs / 1e6:.0f} MMAC"
+    text += f" (ours {ours.useful / 1e6:.0f} useful, {ours.macs / 1e6:.0f} with zero blocks)"
+    figures(text, parameter=value, ratio=pair["ratio"], macs=macs)
+    judging.equal_time(f"{name} at equal ms", pair, EQUAL)
+
+
+def test_plain_net_widened(eighth: Eighth, clock: Clock, benchmark: Any, figures: Callable[..., None]) -> None:
+    eighth.keep(benchmark, "ours")
+    judge(
+        "plain net, width",
+        at_equal_ms(eighth, clock, lambda width: [subjects.build(subjects.plain(int(width), SIZE))], WIDTH, 2 * WIDTH),
+        eighth,
+        figures,
+    )
+
+
+def test_ours_is_as_fast_as_its_plain_twin(
+    eighth: Eighth, longest: float, clock: Clock, benchmark: Any, figures: Callable[..., None]
+) -> None:
+    """The plain net of the very widths of ours, 80 to 640."""
+    eighth.keep(benchmark, "ours")
+    twin = subjects.build(subjects.plain(WIDTH + 2 * WIDTH // 8, SIZE))
+    runs = {"ours": eighth.nets["ours"].run, "twin": twin.run}
+    times = measure(runs, subjects.image(SIZE), [("ours", "twin")], seconds=longest, clock=clock)
+    fix = "look for operators that the plain net has not: benchmarks/test_joint.py"
+    pair = judging.at_most("ours / plain net of its widths", times["ours"], times["twin"], MOST_OF_TWIN, fix)
+    figures(f"ours / plain net of its widths {pair['ratio']:.3f}", ratio=pair["ratio"])
+
+
+def test_separate_nets_narrowed(eighth: Eighth, clock: Clock, benchmark: Any, figures: Callable[..., None]) -> None:
+    eighth.keep(benchmark, "ours")
+
+    def make(width: float) -> list[Built]:
+        return [subjects.build(model) for model in subjects.singles(subjects.plain(int(width), SIZE))]
+
+    judge("three separate nets, width", at_equal_ms(eighth, clock, make, WIDTH // 4, WIDTH), eighth, figures)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["plain", "separate"])
+def test_torch_pruning(kind: str, eighth: Eighth, clock: Clock, benchmark: Any, figures: Callable[..., None]) -> None:
+    """A net too slow, pruned until it takes what ours takes: a plain one of twice the width, or three separate ones."""
+    from igate_edge.training.peers import prune
+
+    eighth.keep(benchmark, "ours")
+    start = subjects.plain_net(2 * WIDTH if kind == "plain" else WIDTH, SIZE)
+
+    def make(kept: float) -> list[Built]:
+        pruned = graph.load(to_onnx(prune(start, 1 - kept), Preprocess(*SIZE)))
+        return [subjects.build(part) for part in ([pruned] if kind == "plain" else subjects.singles(pruned))]
+
+    judge(
+        f"Torch-Pruning, {kind}, share kept", at_equal_ms(eighth, clock, make, 0.1, 1.0, whole=False), eighth, figures
+    )
+
+
+@pytest.mark.peers
+def test_openvino(
+    example: Path, tmp_path: Path, longest: float, clock: Clock, benchmark: Any, figures: Callable[..., None]
+) -> None:
+    """The same INT8 file in another runtime: in INT8, with the bundle's golden answers; times side by side."""
+    from igate_edge.engines import openvino
+
+    bundle, key = Bundle.read(example), build(example, precision="int8", cache_dir=tmp_path).key
+    entry, _ = cache.load(tmp_path, key)
+    assert entry is not None
+    data = entry.payload
+    share = judging.int8(openvino.inspect(data))
+    image = to_input(bundle.golden["frame"][0], bundle.preprocess)
+    with openvino.open(data) as other, ort.open(data) as ours:
+        golden.require(golden.check(bundle, other.run, "int8"), "OpenVINO")
+        runs = {"ours": ours.run, "openvino": other.run}
+        times = measure(runs, image, [("ours", "openvino")], seconds=longest, clock=clock)
+        benchmark.pedantic(other.run, (image,), rounds=20, warmup_rounds=2)
+    pair = judging.known_ratio("ONNX Runtime / OpenVINO", times["ours"], times["openvino"])
+    seen = {name: ms(times[name]) for name in times}
+    figures(
+        f"the bundle in ONNX Runtime {seen['ours']:.2f} ms, in OpenVINO {openvino.probe()['version']} "
+        f"{seen['openvino']:.2f} ms (x{pair['ratio']:.2f}), {share:.1%} of its convolutions in INT8",
+        **seen,
+    )
