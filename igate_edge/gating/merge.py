@@ -221,7 +221,7 @@ def merge(net: InterroGateNet, mode: str = "masked") -> MergedNet:
     >>> from igate_edge.training.tasks import Depth, Edges
     >>> backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
     >>> merge(interrogate(backbone, [Depth("depth"), Edges("edges")])).widths()  # all open: nothing is shared
-    {'0_site': 16}
+    {'0': 16}
     """
     merged = merge_unchecked(net, mode)
     image = torch.randn(net.plan.shapes[0], generator=torch.Generator().manual_seed(0)).to(merged.filled.device)

@@ -23,7 +23,7 @@ from .pricing import Pricing
 Coarse = list[np.ndarray]
 Losses = Callable[[InterroGateNet], Iterable[Tensor]]
 #: A budget is filled to between these shares of it, as predicted.
-FILL = (0.96, 0.985)
+FILL = (0.96, 0.98)
 MOST_MOVES = 1000
 _LOGIT = 0.5
 
@@ -41,7 +41,7 @@ class Move:
 def round_gates(
     net: InterroGateNet, budget: Budget, worth: Sequence[np.ndarray] | None = None, scale: float = 1.0
 ) -> float:
-    """Open and close granules until the predicted time is 96 to 98.5 % of the budget; returns that time in ms.
+    """Open and close granules until the predicted time is 96 to 98 % of the budget; returns that time in ms.
 
     worth: of each gate, float [T, granules] a group (see `gate_worth`; default: the logits). scale: measured time /
     predicted, where that is known. The gates must not be frozen. Coarse granules may leave more of the budget unused.

@@ -12,6 +12,7 @@ KINDS = {
     "narrow": "{tasks} single-task nets of width {width}",
     "plain": "plain shared net",
     "wide": "plain net of width {width}",
+    "pruned": "plain net of width {width}, Torch-Pruning to {goal}",
     "random": "random gates at {goal}",
     "grown": "ours at {goal}, grown without a search",
     "fill": "ours at {goal}, filled",

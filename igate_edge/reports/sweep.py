@@ -147,7 +147,7 @@ def millisecond_line(document: Mapping[str, Any]) -> str:
     """What one millisecond buys, in a sentence; "" when nothing was measured."""
     found = points(document)
     words = {"ours": "ours", "fill": "ours filled", "grown": "ours grown", "wide": "the plain net widened"}
-    words["narrow"] = "separate nets narrowed"
+    words |= {"pruned": "Torch-Pruning", "narrow": "separate nets narrowed"}
     parts = [f"{value:+.1f} with {words[kind]}" for kind in words if (value := slope(found, kind)) is not None]
     plain = next((point for point in found if point.kind == "plain"), None)
     if plain is None or not parts:

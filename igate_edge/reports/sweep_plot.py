@@ -17,6 +17,7 @@ STYLES = {
     "grown": ("#b3478c", "o", ":", "ours, grown without a search"),
     "wide": ("#2f5f9e", "s", "-", "plain net, widened"),
     "narrow": ("#5b8c5a", "^", "-", "separate nets, narrowed"),
+    "pruned": ("#7a6f2f", "P", "-", "plain net, pruned"),
     "third": ("#5b8c5a", "v", "", "separate nets"),
     "random": ("#9aa0a6", "x", "", "random gates"),
     "plain": ("#202124", "D", "", "plain shared net"),

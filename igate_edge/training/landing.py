@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 #: How many patterns are built and measured at most.
 BUILDS = 6
 #: A share of the budget that another measurement, a per cent off, would still see within it: looked for first.
-SURE = (0.96, 0.99)
-#: Rounds of interleaved calls: so many at a time until the ratio is known (95 %) to within NARROW of it, or MOST.
-ROUNDS, NARROW, MOST = 60, 0.01, 480
+SURE = (0.96, 0.985)
+#: Interleaved calls of each engine in a block; blocks until the ratio is known (95 %) to within NARROW of it, or MOST.
+ROUNDS, LEAST, MOST, NARROW = 30, 4, 12, 0.01
+#: Of a block's calls, the share that nothing else on the machine held up.
+FAST = 0.2
 #: Engines of each net: how one lies in memory is worth a per cent by itself.
-TWINS = 2
+TWINS = 4
 
 
 @dataclass(frozen=True)
@@ -118,23 +120,25 @@ def measured(plain: ir.Model) -> Measure:
 
 
 def compare(ours: bytes, plain: bytes, image: np.ndarray) -> Measured:
-    """One engine's time against another's, in interleaved rounds until the ratio is known well enough."""
+    """One engine's time against another's, in blocks of interleaved rounds until the ratio is known well enough.
+
+    Of each block the time that the fastest fifth of calls stays below: what else the machine does only ever adds.
+    """
     with bench.pinned(1), ExitStack() as stack:
         nets = {f"{name}{k}": data for k in range(TWINS) for name, data in (("ours", ours), ("plain", plain))}
         runs: dict[str, Any] = {}
         for name, data in nets.items():
             runs[name] = stack.enter_context(closing(ort.open(data, threads=1))).run
-        seen: dict[str, list[np.ndarray]] = {"ours": [], "plain": []}
-        for _ in range(MOST // ROUNDS):
+        times, ratios, interval = list[float](), list[float](), np.inf
+        while len(ratios) < MOST and (len(ratios) < LEAST or interval > NARROW):
             seconds = bench.interleave(runs, image, ROUNDS)
-            for name, rounds in seen.items():
-                rounds.append(np.mean([seconds[f"{name}{k}"] for k in range(TWINS)], axis=0))
-            mine, theirs = np.concatenate(seen["ours"]), np.concatenate(seen["plain"])
-            pair = bench.ratio(mine, theirs)
-            interval = (pair["interval"][1] - pair["interval"][0]) / pair["ratio"]
-            if interval <= NARROW:
-                break
-    return Measured(float(np.median(mine) * 1e3), float(pair["ratio"]), float(interval))
+            fast = {name: float(np.quantile(value, FAST)) for name, value in seconds.items()}
+            mine, theirs = (sum(fast[f"{name}{k}"] for k in range(TWINS)) / TWINS for name in ("ours", "plain"))
+            times.append(mine * 1e3)
+            ratios.append(mine / theirs)
+            if len(ratios) > 1:
+                interval = 4 * np.std(ratios, ddof=1) / np.sqrt(len(ratios)) / np.median(ratios)
+    return Measured(float(np.median(times)), float(np.median(ratios)), float(interval))
 
 
 def noise(size: Preprocess) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ from .balance import Balance, make_balance
 from .checkpoint import load_tensors
 from .config import TrainConfig, make_tasks
 from .loop import Progress
+from .peers import shrink
 from .source import Source, open_source
 from .stages import (
     Context,
@@ -269,6 +270,7 @@ def restore(config: TrainConfig, tasks: Sequence[Task], path: Path) -> Net:
     elif any(key.startswith("nets.") for key in state):
         net = SeparateNets([build_plain(ctx, [task]) for task in tasks])
     else:
-        net = build_plain(ctx, [task for task in tasks if task.name in heads])
+        # A pruned net is a plain one with fewer channels: its state says how many.
+        net = shrink(build_plain(ctx, [task for task in tasks if task.name in heads]), state)
     net.load_state_dict(state)
     return net.eval()

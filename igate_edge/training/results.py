@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .goal import goals
 from .results_rows import collect, document
 from .results_runs import write_runs
-from .rivals import NETS, Shares, Table
+from .rivals import DEFAULT, NETS, Shares, Table
 
 TASKS = ("semseg", "depth", "normals")
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tie", default="stage", choices=("stage", "none"))
     add("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0], help="for example 0,1")
     add("--ratios", type=numbers, default=[1.34, 1.7], help="budgets as multiples of the plain net's time")
-    add("--nets", type=names, default=list(NETS), help=f"kinds of nets, of {','.join(NETS)}")
+    add("--nets", type=names, default=list(DEFAULT), help=f"kinds of nets, of {','.join(NETS)}")
     add("--shares", type=numbers, default=list(asdict(Shares()).values()), help="compute of warm start, fork, search")
     add("--weights", type=numbers, help="loss weights of semseg, depth, normals; else measured")
     add("--latency", default=TABLE, help="latency table: its name, or a file of `igate profile`")

@@ -17,14 +17,18 @@ from typing import Any
 
 import torch
 
+from ..compiler import graph
 from ..compiler.latency import LatencyTable
 from ..errors import InputError
 from ..files import write_atomic
-from ..gating.convert import InterroGateNet
+from ..gating.convert import InterroGateNet, PlainNet
+from ..gating.export import to_onnx
 from ..gating.merge import merge
 from ..gating.separate import SeparateNets
+from . import peers
 from .balance import Balance
 from .config import TrainConfig, digest, make_tasks
+from .draws import joint, shuffled
 from .goal import Goal
 from .loop import Progress, step_macs
 from .recipe import measure_balance
@@ -34,9 +38,13 @@ from .tasks import Task
 from .widths import Fit, base_width, fits
 
 #: Kinds of rows, in the order of a table. Those of `BY_BUDGET` come once a budget, those of `BY_WIDTH` once a width.
-BY_BUDGET = ("ours", "fill", "grown", "random")
+BY_BUDGET = ("pruned", "ours", "fill", "grown", "random")
 BY_WIDTH = ("wide", "narrow")
 NETS = ("single", "third", "plain", *BY_WIDTH, *BY_BUDGET)
+#: Without the rival that needs the extra `peers`.
+DEFAULT = tuple(name for name in NETS if name != "pruned")
+#: A net that is to be pruned is this much wider than the plain net that meets the budget.
+TO_PRUNE = 1.25
 SEPARATE = ("single", "third", "narrow")
 
 
@@ -57,9 +65,10 @@ class Shares:
 class Table:
     """One seed of a comparison: data, output folder, settings, budgets, loss weights (None: measured by a unit).
 
-    Units are trainings with a folder each: balance, base, fork, search-N, ours-N (merged, zero blocks stay zero),
-    fill-N (they train), grown-N (no fork, no search), random-N (the same counts, drawn) for a budget named N; plain;
-    wide-W and narrow-W-TASK by width; single-TASK and third-TASK. `nets`: which kinds of nets to compare.
+    Units are trainings with a folder each: balance, base, fork, plain; for a budget named N search-N, ours-N (merged,
+    zero blocks stay zero), fill-N (they train), grown-N (no fork, no search), random-N (the same counts, drawn) and
+    pruned-N (Torch-Pruning); wide-W and narrow-W-TASK by width; single-TASK and third-TASK; narrow-W, single and third
+    are all of a kind side by side. `nets`: which kinds of nets to compare.
     """
 
     data: str
@@ -69,7 +78,7 @@ class Table:
     goals: tuple[Goal, ...]
     shares: Shares = Shares()
     weights: Mapping[str, float] | None = None
-    nets: tuple[str, ...] = NETS
+    nets: tuple[str, ...] = DEFAULT
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -129,26 +138,23 @@ class Table:
 
     def needs(self, unit: str) -> tuple[str, ...]:
         """The units that a unit starts from. Raises InputError for one that this table cannot have."""
-        kind, _, which = unit.partition("-")
-        balance = ("balance",) if self.weights is None else ()
+        balance: tuple[str, ...] = ("balance",) if self.weights is None else ()
         names = [task.name for task in self.tasks]
-        goals, (width, _, task) = [goal.name for goal in self.goals], which.partition("-")
-        if unit in ("single", "third") or (kind == "narrow" and _is_number(which)):
-            return tuple(f"{unit}-{name}" for name in names)
-        if (kind in ("single", "third") and which in names) or (
-            kind == "narrow" and _is_number(width) and task in names
-        ):
-            return ()
-        if unit in ("base", "balance") or (kind == "wide" and _is_number(which)):
-            return balance if unit != "balance" else ()
-        if unit in ("fork", "plain"):
-            return ("base",)
-        if kind == "grown" and which in goals:
-            return ("base",)
-        if kind in (*BY_BUDGET, "search") and which in goals:
-            return ("fork",) if kind == "search" else (f"search-{which}",)
-        known = f"balance, base, fork, search-N, {', '.join(NETS)}; budgets {', '.join(goals)}"
-        raise InputError(f"unknown unit {unit!r}", f"known: {known}", "choose one of these")
+        known = {"balance": (), "base": balance, "fork": ("base",), "plain": ("base",)}
+        for name in (goal.name for goal in self.goals):
+            known |= {f"{kind}-{name}": (f"search-{name}",) for kind in ("ours", "fill", "random")}
+            known |= {f"search-{name}": ("fork",), f"grown-{name}": ("base",), f"pruned-{name}": balance}
+        kind, _, which = unit.partition("-")
+        width, _, task = which.partition("-")
+        if kind == "wide" and _is_number(which):
+            known[unit] = balance
+        alone = [kind, f"{kind}-{width}"][kind == "narrow"]  # all single-task nets of this kind
+        if kind in ("single", "third") or (kind == "narrow" and _is_number(width)):
+            known |= {alone: tuple(f"{alone}-{name}" for name in names), **{f"{alone}-{name}": () for name in names}}
+        if unit not in known:
+            kinds = f"balance, base, fork, search-N, {', '.join(NETS)}; budgets {', '.join(g.name for g in self.goals)}"
+            raise InputError(f"unknown unit {unit!r}", f"known: {kinds}", "choose one of these")
+        return known[unit]
 
     def run(self, unit: str) -> None:
         """Train one unit, and first whatever it needs that is not done; finished stages are found, not trained."""
@@ -165,6 +171,7 @@ class Table:
             "fill": lambda name: self.ours(name, "fill"),
             "grown": self.grown,
             "random": self.random,
+            "pruned": self.pruned,
             "plain": lambda _: self.plain(),
             "wide": self.wide,
         }
@@ -254,9 +261,7 @@ class Table:
         In every layer the same share of channels, drawn once, is copied for each task; the zero blocks train.
         """
         ctx, base = self._gated(f"grown-{which}", which), self.base()
-        wide, narrow = self.fits[which].wide, base_width(self.config)
-        if wide is None or narrow is None:
-            raise InputError(f"no net can be grown to {which}", "no widened net fits this budget", "raise the budget")
+        wide, narrow = self._wide(which)
         share = (wide / narrow - 1) / max(len(self.tasks) - 1, 1)
 
         def make() -> tuple[InterroGateNet, dict[str, Any]]:
@@ -287,6 +292,37 @@ class Table:
         drawn = cached(ctx, "drawn", digest("drawn", frozen.key), make)
         steps = self.steps_for(merge(_load(ctx, drawn)), 1 - self.shares.base - self.shares.fork)
         return merged(ctx, drawn, self.balance(), mode="masked", steps=steps, lr=self.config.lr, name="final")
+
+    def pruned(self, which: str) -> Done:
+        """A wider plain net's first cycle, pruned by Torch-Pruning to the budget's predicted time; then a second."""
+        goal, (wide, _) = next(goal for goal in self.goals if goal.name == which), self._wide(which)
+        step = 2 if wide >= 2 else 0.05
+        ctx = self.context(f"pruned-{which}", self._of_width(f"{round(TO_PRUNE * wide / step) * step:.6g}"))
+        first = self._steps(self._plain_macs(ctx), self.shares.base)
+        base = plain(ctx, "base", self.balance(), steps=first, lr=self.config.lr)
+        known: dict[str, float] = {}
+
+        def cost(net: PlainNet) -> float:
+            key = digest(peers.widths(net))
+            known[key] = known.get(key) or self._predicted(net)
+            return known[key]
+
+        goes_on = build_plain(ctx)
+        goes_on.load_state_dict(base.state())
+        target, granule = goal.limit(self._predicted(build_plain(self.context("base")))), self.latency.step // 2
+        steps = self.steps_for(peers.prune_to(goes_on, target, cost, granule), 1 - self.shares.base)
+        meet: dict[str, Any] = {"target": target, "cost": cost, "step": granule}
+        return peers.pruned(ctx, base, self.balance(), name="final", steps=steps, lr=self.config.lr, **meet)
+
+    def _predicted(self, net: PlainNet) -> float:
+        return self.latency.predict(graph.load(to_onnx(net.eval(), self.config.preprocess()))).ms
+
+    def _wide(self, which: str) -> tuple[float, float]:
+        """Widths of the plain net that meets a budget, and of the plain net."""
+        wide, narrow = self.fits[which].wide, base_width(self.config)
+        if wide is None or narrow is None:
+            raise InputError(f"no net can be made for {which}", "no widened net fits this budget", "raise the budget")
+        return wide, narrow
 
     def plain(self) -> Done:
         """The plain net: the base's weights, a second cycle with the rest of the compute."""
@@ -350,33 +386,3 @@ def _load(ctx: Context, frozen: Done) -> InterroGateNet:
 
 def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdigit()
-
-
-def shuffled(net: InterroGateNet, frozen: Done, seed: int) -> dict[str, torch.Tensor]:
-    """The frozen masks with the granules of each group of tied sites permuted, by one permutation for all tasks."""
-    generator = torch.Generator().manual_seed(seed)
-    orders: dict[int, torch.Tensor] = {}
-    masks = {}
-    for name, rows in frozen.result["gates"].items():
-        gates: Any = net.sites[name].gates
-        mask = torch.tensor([[bit == "1" for bit in rows[task]] for task in net.task_names])
-        whole = mask.shape[1] // gates.granule
-        order = orders.setdefault(id(gates), torch.randperm(whole, generator=generator))
-        cut = whole * gates.granule
-        moved = mask[:, :cut].view(len(mask), whole, gates.granule)[:, order].reshape(len(mask), cut)
-        masks[name] = torch.cat([moved, mask[:, cut:]], dim=1)
-    return masks
-
-
-def joint(net: InterroGateNet, share: float, seed: int) -> dict[str, torch.Tensor]:
-    """Masks with this share of each layer's channels, drawn by whole granules, open for all tasks; ties are kept."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn: dict[int, torch.Tensor] = {}
-    for site in net.gate_sites():
-        gates: Any = site.gates
-        if id(gates) not in drawn:
-            count = -(-gates.channels // gates.granule)
-            picked = torch.randperm(count, generator=generator)[: round(share * gates.channels / gates.granule)]
-            row = torch.zeros(count, dtype=torch.bool).index_fill(0, picked, True)
-            drawn[id(gates)] = row.repeat_interleave(gates.granule)[: gates.channels].expand(len(net.tasks), -1)
-    return {site.name: drawn[id(site.gates)] for site in net.gate_sites()}

@@ -124,7 +124,7 @@ def build(text: str, flags: Sequence[str] = (), folder: Path | None = None) -> P
         kernels, made = Path(scratch) / "kernels.cpp", Path(scratch) / "made.so"
         kernels.write_text(text, encoding="utf-8")
         hidden = ["-w", "-shared", "-include", str(HERE / "emulator.hpp")]
-        _compile([*FLAGS, *flags, *hidden, str(_machine(folder, flags)), str(kernels)], made)
+        compile_with([*FLAGS, *flags, *hidden, str(_machine(folder, flags)), str(kernels)], made)
         write_atomic(library, made.read_bytes())
     _forget_old(folder)
     return library
@@ -145,7 +145,7 @@ def _machine(folder: Path, flags: Sequence[str]) -> Path:
     if not object_.exists():
         with tempfile.TemporaryDirectory() as scratch:
             made = Path(scratch) / "made.o"
-            _compile([*FLAGS, *flags, "-c", str(HERE / "emulator.cpp")], made)
+            compile_with([*FLAGS, *flags, "-c", str(HERE / "emulator.cpp")], made)
             write_atomic(object_, made.read_bytes())
     return object_
 
@@ -154,7 +154,8 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join((*parts, compiler())).encode()).hexdigest()[:32]
 
 
-def _compile(arguments: Sequence[str], made: Path) -> None:
+def compile_with(arguments: Sequence[str], made: Path) -> None:
+    """Run g++ with these arguments; raises UnavailableError with its words where it fails."""
     done = subprocess.run(["g++", *arguments, "-o", str(made)], capture_output=True, text=True)
     if done.returncode != 0:
         raise UnavailableError("g++ cannot build the emulator", done.stderr[-500:], "use g++ 9 or later")

@@ -12,10 +12,11 @@ from tiny_frames import BUDGET, CONFIG, FITS, WEIGHTS, write_latency, write_widt
 
 from igate_edge.errors import InputError
 from igate_edge.training import results
+from igate_edge.training.draws import joint, shuffled
 from igate_edge.training.goal import Goal
 from igate_edge.training.loop import step_macs
 from igate_edge.training.results_rows import budgets_of, collect, spent
-from igate_edge.training.rivals import NETS, Shares, Table, shuffled
+from igate_edge.training.rivals import DEFAULT, Shares, Table
 from igate_edge.training.stages import Done, build_gated, build_plain
 from igate_edge.training.tabletop import generate
 
@@ -52,7 +53,7 @@ def test_every_need_stands_before_its_unit(table: Table) -> None:
         assert set(needs) <= seen
         seen.add(unit)
     assert "balance" in units and "balance" not in table.units()
-    assert {row.partition("-")[0] for row in table.rows()} == set(NETS)
+    assert {row.partition("-")[0] for row in table.rows()} == set(DEFAULT)
 
 
 def test_two_budgets_share_what_they_can(table: Table) -> None:
@@ -98,6 +99,28 @@ def test_random_gates_keep_counts_overlaps_and_ties(table: Table) -> None:
         assert sorted(after[name].T.tolist()) == sorted(before[name].T.tolist())
     drawn = json.loads((table.folder / "random-125" / "final.json").read_text())
     assert drawn["widths"] == result["widths"] and drawn["hard"] == result["hard"] and drawn["gates"] != result["gates"]
+
+
+def test_joint_gates_open_the_same_share_of_every_layer_for_all_tasks(table: Table) -> None:
+    net = build_gated(table.context("base"))
+    masks = joint(net, 0.5, seed=1)
+    net.set_gates(masks)  # refused when tied sites disagree or a granule is split
+    for mask in masks.values():
+        assert torch.equal(mask[0], mask[1]) and int(mask[0].sum()) == mask.shape[1] // 2
+    assert any(not torch.equal(mask, joint(net, 0.5, seed=2)[name]) for name, mask in masks.items())
+    grown = json.loads((table.folder / "grown-125" / "final.json").read_text())
+    assert grown["form"] == "filled"
+
+
+@pytest.mark.slow
+def test_the_pruned_rival_meets_the_predicted_time_and_can_be_exported(table: Table) -> None:
+    pytest.importorskip("torch_pruning", reason="extra `peers` is not installed")
+    own = replace(table, nets=("plain", "pruned"))
+    own.run("pruned-125")
+    plain, pruned = collect(own)
+    assert pruned["name"] == "pruned-125" and pruned["width"] == 12 > plain["width"]
+    assert plain["predicted_ms"] < pruned["predicted_ms"] <= 1.25 * plain["predicted_ms"] * 1.001
+    assert pruned["train_macs"] == pytest.approx(table.compute, rel=0.1)
 
 
 def test_a_unit_is_done_only_for_its_own_settings(table: Table) -> None:
