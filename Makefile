@@ -29,9 +29,9 @@ help:            ## what there is
 demo: .venv/ready          ## the shipped network: built, verified, timed, drawn (no torch, no GPU)
 	.venv/bin/igate demo --out out/demo
 
-test: .venv-dev/ready      ## the whole test-suite, two processes; then the Triton kernels on the CPU
-	$(DEV) -m pytest -n 2 --dist loadscope
+test: .venv-dev/ready      ## the Triton kernels on the CPU, then the whole test-suite, two processes
 	TRITON_INTERPRET=1 $(DEV) -m pytest -n 2 -rs $(INTERPRETED)
+	$(DEV) -m pytest -n 2 --dist loadscope
 
 test-slow: .venv-dev/ready ## the long set: 1,000 gate patterns, 10,000 byte flips
 	$(DEV) -m pytest -m slow

@@ -1,7 +1,7 @@
 """One net and its rivals, timed together once for all benchmarks that ask about it.
 
-ResNet-18 of 64 channels at 128x128, three tasks; of every layer an eighth is specialised, the same channels for all
-tasks: a site's width in all, 64 + 2 * 8, is a multiple of 16.
+ResNet-18 of 64 channels at 128x128, three tasks; an eighth of a layer is specialised, the same channels for all tasks,
+in granules of 16: layers of 64 channels stay shared, the others become 160, 320 and 640 wide in all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import subjects
 from subjects import Built
 from timing import Times, measure
 
-WIDTH, SIZE = 64, (128, 128)
+WIDTH, SIZE, GRANULE = 64, (128, 128), 16
+#: Of the stages of ours, all values counted.
+WIDTHS = (64, 160, 320, 640)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Eighth:
 def timed(seconds: float, clock: Callable[[], float]) -> Eighth:
     """Build and time: "ours" (merged), "plain", "separate", "dense" (equal useful MACs), "peak" (large layers only)."""
     gated = subjects.gated(WIDTH, SIZE)
-    chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8))
+    chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8, GRANULE))
     useful = subjects.useful_macs(chosen)
     plain = subjects.plain(WIDTH, SIZE)
     nets = {

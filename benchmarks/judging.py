@@ -15,10 +15,10 @@ import numpy as np
 from machine import differences
 from timing import ms
 
-from igate_edge.bench import ratio
 from igate_edge.builder import MIN_COVERAGE
 from igate_edge.engines.onnxruntime import Coverage
 from igate_edge.errors import CheckFailed
+from igate_edge.timing import ratio
 
 MIN_ROUNDS = 50
 #: A 99th percentile of fewer frames is decided by two of them.

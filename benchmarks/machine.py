@@ -8,31 +8,24 @@ from typing import Any
 
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import InputError
+from igate_edge.profiler_clock import clocks
 from igate_edge.runtime.cache import fingerprint
 
 #: Where the result file of pytest-benchmark keeps it.
 KEY = "igate"
-CLOCKS = {
-    "governor": "cpufreq/scaling_governor",
-    "clock_min_khz": "cpufreq/scaling_min_freq",
-    "clock_max_khz": "cpufreq/scaling_max_freq",
-}
+#: Of what the system tells of its clocks, what stays between runs: the clock of a moment and the temperature do not.
+LIMITS = ("governor", "clock_min_khz", "clock_max_khz")
 
 
-def describe(root: Path = Path("/sys/devices/system/cpu/cpu0")) -> dict[str, Any]:
+def describe(root: Path = Path("/sys")) -> dict[str, Any]:
     """The machine: fingerprint and clock limits ("unverified" where the system does not tell), and the runtime."""
-    return {"machine": {**fingerprint(), **clocks(root)}, "runtime": ort.probe()}
+    return {"machine": {**fingerprint(), **limits(root)}, "runtime": ort.probe()}
 
 
-def clocks(root: Path) -> dict[str, str]:
+def limits(root: Path) -> dict[str, Any]:
     """Governor and clock limits of a processor; a name like "performance" promises nothing, a limit does (cases L5)."""
-    found = {}
-    for name, path in CLOCKS.items():
-        try:
-            found[name] = (root / path).read_text().strip() or "unverified"
-        except OSError:
-            found[name] = "unverified"
-    return found
+    found = clocks(root)
+    return {name: found[name] for name in LIMITS}
 
 
 def differences(here: Mapping[str, Any], there: Any) -> list[str]:

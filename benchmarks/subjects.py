@@ -6,6 +6,7 @@ Time does not depend on weights. Every network goes the product's own way: expor
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,17 +130,17 @@ def groups(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def joint(model: ir.Model, share: float | Sequence[float], step: int = 1) -> Masks:
+def joint(model: ir.Model, share: float | Sequence[float], granule: int = 1, step: int = 1) -> Masks:
     """The same first channels for all tasks and all sites of a residual stream.
 
-    share: of a layer's channels, or one share a stage of four (by width). step: a site's width in all, C + (T - 1) k,
-    becomes a multiple of it.
+    share: of a layer's channels, or one share a stage of four (by width). granule: channels come in so many; less than
+    half of one, or just half, is none. step: a site's width in all, C + (T - 1) k, becomes a multiple of it.
     """
     masks = {}
     for sites in groups(model).values():
         channels = int(sites[0]["channels"])
         part = share if isinstance(share, int | float) else share[_stage(model, channels)]
-        count = round(part * channels)
+        count = granule * math.ceil(part * channels / granule - 0.5)
         if step > 1:
             wide = step * max(1, round((channels + (TASKS - 1) * count) / step))
             count = min(channels, max(0, (wide - channels) // (TASKS - 1)))
@@ -193,7 +194,11 @@ def dense(macs: int, size: tuple[int, int], step: int = 16) -> ir.Model:
     scales = np.geomspace(0.25, 4, 500)
     scale = min(scales, key=lambda tried: abs(backbone_macs([tried * wide for wide in BASE], size) - wanted))
     ends = [(step * max(1, int(scale * wide / step)), step * (int(scale * wide / step) + 1)) for wide in BASE]
-    widths = min(itertools.product(*ends), key=lambda chosen: abs(backbone_macs(chosen, size) - wanted))
+    return staged(min(itertools.product(*ends), key=lambda chosen: abs(backbone_macs(chosen, size) - wanted)), size)
+
+
+def staged(widths: Sequence[int], size: tuple[int, int]) -> ir.Model:
+    """The plain net whose stages have these widths."""
     torch.manual_seed(0)
     net = PlainNet(Stages(widths), tasks(), example=torch.zeros(1, 3, *size))
     return graph.load(to_onnx(net, Preprocess(*size)))

@@ -34,10 +34,10 @@ def test_pruning_and_layout(example: Path, seconds: Callable[..., float], figure
 def test_pruning_and_layout_of_a_gated_resnet(seconds: Callable[..., float], figures: Callable[..., None]) -> None:
     """The gated ResNet-18 of eighth.py: what a bundle of an unmerged net takes."""
     import subjects
-    from eighth import SIZE, WIDTH
+    from eighth import GRANULE, SIZE, WIDTH
 
     gated = subjects.gated(WIDTH, SIZE)
-    chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8))
+    chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8, GRANULE))
     taken = seconds(lambda: lay_out(chosen), rounds=3)
     figures(f"pruning and layout of a gated ResNet-18 {taken:.2f} s (at most {MAX_LAYOUT_S:g})")
     assert taken <= MAX_LAYOUT_S

@@ -16,10 +16,10 @@ import subjects
 from subjects import Masks
 from timing import Clock
 
-from igate_edge.bench import interleave
 from igate_edge.compiler.latency import LatencyTable, bundled
 from igate_edge.devicetable import find
 from igate_edge.errors import CheckFailed
+from igate_edge.timing import interleave
 
 WIDTH, SIZE = 32, (96, 128)
 MEAN, MOST = 0.03, 0.10

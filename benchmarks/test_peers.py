@@ -13,7 +13,7 @@ from typing import Any
 import judging
 import pytest
 import subjects
-from eighth import SIZE, WIDTH, Eighth
+from eighth import SIZE, WIDTH, WIDTHS, Eighth
 from subjects import Built
 from timing import Clock, measure, ms
 
@@ -78,9 +78,9 @@ def test_plain_net_widened(eighth: Eighth, clock: Clock, benchmark: Any, figures
 def test_ours_is_as_fast_as_its_plain_twin(
     eighth: Eighth, longest: float, clock: Clock, benchmark: Any, figures: Callable[..., None]
 ) -> None:
-    """The plain net of the very widths of ours, 80 to 640."""
+    """The plain net of the very widths of ours."""
     eighth.keep(benchmark, "ours")
-    twin = subjects.build(subjects.plain(WIDTH + 2 * WIDTH // 8, SIZE))
+    twin = subjects.build(subjects.staged(WIDTHS, SIZE))
     runs = {"ours": eighth.nets["ours"].run, "twin": twin.run}
     times = measure(runs, subjects.image(SIZE), [("ours", "twin")], seconds=longest, clock=clock)
     fix = "look for operators that the plain net has not: benchmarks/test_joint.py"

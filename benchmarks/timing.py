@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from igate_edge.bench import interleave, ratio
+from igate_edge.timing import interleave, ratio
 
 Run = Callable[[np.ndarray], object]
 Times = dict[str, np.ndarray]

@@ -14,6 +14,9 @@ _HOME = {
     "interrogate": "gating.convert",
     "export": "gating.export",
     "Budget": "gating.budget",
+    "LatencyTable": "compiler.latency",
+    "land": "training.landing",
+    "merge": "gating.merge",
     "SparsityHinge": "gating.budget",
     "HardFraction": "gating.budget",
     "L1Gates": "gating.budget",
@@ -34,6 +37,7 @@ __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:
     from .builder import build as build
     from .bundle import Bundle as Bundle
+    from .compiler.latency import LatencyTable as LatencyTable
     from .errors import IgateError as IgateError
     from .gating.budget import Budget as Budget
     from .gating.budget import HardFraction as HardFraction
@@ -42,7 +46,9 @@ if TYPE_CHECKING:
     from .gating.budget import fix_fraction as fix_fraction
     from .gating.convert import interrogate as interrogate
     from .gating.export import export as export
+    from .gating.merge import merge as merge
     from .runtime.engine import Engine as Engine
+    from .training.landing import land as land
     from .training.tasks import Classification as Classification
     from .training.tasks import Depth as Depth
     from .training.tasks import Edges as Edges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from .compiler import calibrate, cost, graph, layout, masks, quantize
 from .engines import onnxruntime as ort
 from .errors import InputError
 from .plain import fill
+from .profiler_clock import LEAST_SHARE
 from .runtime.cache import fingerprint
 from .runtime.preprocess import to_input
 from .timing import interleave, pinned, ratio
@@ -100,18 +102,31 @@ def bench(
     # Sessions start their threads when they are made, and a thread keeps the cores of the one that started it.
     with pinned(threads) as alone:
         nets, warnings = _nets(bundle, threads, choice)
+        begun, used = time.perf_counter(), time.process_time()
         try:
             times = interleave({name: net.run for name, net in nets.items()}, image, rounds)
+            share = (time.process_time() - used) / max(time.perf_counter() - begun, 1e-9)
         finally:
             for session in (session for net in nets.values() for session in net.sessions):
                 session.close()
     if not alone:
         warnings.append(f"the process could not be pinned to {threads} core(s) of its own: expect more spread")
+    warnings += conditions(share, os.cpu_count() or 1)
     rows = [_row(name, net, times) for name, net in nets.items()]
     pair = ratio(times["separate"], times["ours"])
     warnings += [f"{row.label}: {row.note}" for row in rows if row.note]
     warnings += [f"separate / ours: {pair['note']}"] if pair["note"] else []
     return BenchReport(Path(path).name, bundle.seal, rounds, threads, alone, fingerprint(), rows, pair, warnings)
+
+
+def conditions(share: float, cores: int) -> list[str]:
+    """Why milliseconds of this run mean little, a sentence each. share: of the time, what the nets had a core for."""
+    found = []
+    if cores == 1:
+        found.append("one core only: the timed networks shared it with everything else that ran")
+    if share < LEAST_SHARE:
+        found.append(f"the machine is under load: the timed networks had a core for {share:.0%} of the time")
+    return found
 
 
 def _row(name: str, net: _Net, times: dict[str, np.ndarray]) -> BenchRow:

@@ -229,7 +229,7 @@ def sweep(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1. Default 0.")] = None,
     nets: Annotated[
-        str | None, typer.Option(help="Of plain,wide,narrow,ours,grown (default), fill,random,single,third.")
+        str | None, typer.Option(help="Of plain,wide,narrow,ours,grown (default), fill,random,pruned,single,third.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; --ratios, --seeds and --nets may add.")] = False,
     task: Annotated[list[str] | None, typer.Option(help="A task of data.json; repeat for more. Default: all.")] = None,

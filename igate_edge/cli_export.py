@@ -48,7 +48,7 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
             calibration=frames.calibration,
             golden=[frame["image"] for frame in frames.golden],
             labels=frames.labels(),
-            budget=about.get("budget") or {"own_channels": about["config"]["budget"]},
+            budget=about.get("budget") or ({"own_channels": about["config"]["budget"]} if about["hard"] else None),
             provenance=provenance(about, frames.info),
             plain=plain_onnx(net, preprocess),
         )

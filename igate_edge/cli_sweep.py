@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
 from .cli_export import export_run
-from .cli_train import Bar, TrainArgs, data_info, find_data, settings
+from .cli_train import KINDS, Bar, TrainArgs, data_info, find_data, settings
 from .errors import InputError
 from .files import write_atomic
 
@@ -48,10 +48,22 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
         raise InputError(f"{what} takes numbers between commas", repr(text), "for example 1.2,1.5,2") from error
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """ "0,1" as seeds, each once.
+
+    >>> seeds("0,1,1")
+    (0, 1)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch("-?[0-9]{1,40}", part) for part in parts):
+        raise InputError("--seeds takes whole numbers between commas", f"{text!r:.80}", "for example 0,1")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def sweep_run(args: SweepArgs) -> Answer:
     """Train and measure a sweep, or go on with it, and show what it found."""
     from .reports.sweep import sweep_grid
-    from .training.sweep import RESULTS, run, stored
+    from .training.sweep import RESULTS, check_budgets, run, stored
 
     before, folder = stored(args.train.out), args.train.out
     if before is not None and not args.train.resume:
@@ -60,7 +72,9 @@ def sweep_run(args: SweepArgs) -> Answer:
     if before is None and args.train.resume:
         raise InputError("there is no sweep to go on with", f"{folder} has no settings.json", "drop --resume")
     sweep = asked(args, before)
-    units = [unit for table in sweep.tables(folder)[:1] for unit in table.units()]
+    table = sweep.tables(folder)[0]
+    check_budgets(table)  # before the rivals' widths are measured
+    units = table.units()
     say(f"{len(units)} trainings for each of {len(sweep.seeds)} seed(s); stop any time, --resume goes on")
     with Bar() as bar:
         document = run(sweep, folder, say=say, progress=bar, rounds=args.rounds)
@@ -82,16 +96,21 @@ def asked(args: SweepArgs, before: Sweep | None) -> Sweep:
     from .training.sweep import Sweep
 
     data = find_data(args.train, {"data": before.data} if before else None)
-    given = settings(args.train, tuple(data_info(data).tasks))
+    known = tuple(data_info(data).tasks)
+    given = {name: value for name, value in settings(args.train, known).items() if name not in KINDS}
     weights = given.pop("weights", None)
     config = TrainConfig.from_json({**(before.config.as_json() if before else {}), **given})
+    tasks = config.tasks or known
+    strange = sorted(set(weights or ()) - set(tasks))
+    if strange:
+        raise InputError(f"a weight for no task: {', '.join(strange)}", f"tasks: {', '.join(tasks)}", "mend the name")
     default = goals(numbers(RATIOS, "--ratios"))
     changes: dict[str, Any] = {"data": str(data), "config": config}
     if args.ratios or args.ms:
         ratios, ms = numbers(args.ratios or "", "--ratios"), numbers(args.ms or "", "--ms")
         changes["goals"] = goals(ratios, ms)
     if args.seeds:
-        changes["seeds"] = tuple(int(seed) for seed in numbers(args.seeds, "--seeds"))
+        changes["seeds"] = seeds(args.seeds)
     if args.nets:
         changes["nets"] = tuple(args.nets.split(","))
     if args.shares:
@@ -133,14 +152,18 @@ def draw(document: dict[str, Any], path: Path) -> bool:
 
 def sweep_export(folder: Path, at: str, net: str | None, out: Path, seed: int | None, half_weights: bool) -> Answer:
     """Make a bundle of a sweep's net: the best within a budget, or the one that is named."""
+    from .training.layout import load_json
     from .training.sweep import RESULTS, stored
 
     sweep = stored(folder)
     if sweep is None or not (folder / RESULTS).exists():
         raise InputError("no finished sweep", f"{folder} has no {RESULTS}", "run `igate sweep --out` with this folder")
-    document = json.loads((folder / RESULTS).read_text())
-    goal = parse_goal(at)
-    point = chosen(document, goal, net)
+    goal, document = parse_goal(at), load_json(folder / RESULTS)
+    try:
+        point = chosen(document, goal, net)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        evidence = f"{folder / RESULTS}: {type(error).__name__} {error}"
+        raise InputError("the sweep's results cannot be read", evidence, "go on with the sweep: --resume") from error
     if seed is None:
         seed = max(point.by_seed, key=lambda number: point.by_seed[number])
     elif seed not in point.by_seed:

@@ -98,6 +98,8 @@ def settings(args: TrainArgs, known: tuple[str, ...]) -> dict[str, Any]:
     if goal.keys() & set(KINDS):  # one kind of budget replaces whatever kind the file has
         found = {key: value for key, value in found.items() if key not in KINDS}
     found |= goal
+    if args.table is not None and not args.resume and not found.keys() & {"ratio", "ms"}:
+        raise InputError("a latency table is for a budget of time", f"--table {args.table}", "add --ratio or --ms")
     if args.tasks:
         found["tasks"] = list(args.tasks)
     for name in ("backbone", "width", "seed", "recipe", "balance", "granule", "tie", "lr", "final"):

@@ -185,7 +185,12 @@ def _three(what: str, values: Any, low: float, high: float) -> tuple[float, floa
 
 def is_number(value: Any) -> bool:
     """True for a finite number that is no truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _fields(data: Any, what: str, needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tinynet
 
-from igate_edge.bench import bench
+from igate_edge.bench import bench, conditions
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import InputError
 from igate_edge.package import package
@@ -129,3 +129,13 @@ def test_a_plain_bundle_has_no_gated_rival(tmp_path: Path) -> None:
 def test_too_few_rounds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too few rounds"):
         bench(tmp_path / "a.igate", rounds=1)
+
+
+def test_one_core_and_a_machine_under_load_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conditions(0.9, 2) == []
+    alone, busy = conditions(0.3, 1)
+    assert alone.startswith("one core only") and "under load" in busy and "30%" in busy
+    path = tmp_path / "a.igate"
+    package(tinynet.gated_onnx(), path, calibration=FRAMES, golden=FRAMES[:4])
+    monkeypatch.setattr("igate_edge.bench.time.process_time", lambda: 0.0)
+    assert any("under load" in text and "for 0% of the time" in text for text in bench(path, rounds=3).warnings)

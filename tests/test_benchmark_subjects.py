@@ -30,6 +30,8 @@ def test_joint_gates_are_the_same_for_all_tasks_and_can_fill_a_step(gated: ir.Mo
     assert widths == [16, 32, 64, 128]
     for name, mask in subjects.joint(gated, 1 / 8).items():
         assert mask.sum(1).tolist() == [mask.shape[1] // 8] * 3, name
+    coarse = {mask.shape[1]: int(mask[0].sum()) for mask in subjects.joint(gated, 1 / 8, granule=4).values()}
+    assert coarse == {16: 0, 32: 4, 64: 8, 128: 16}, "half a granule is none"
     for mask in subjects.joint(gated, 1 / 5, step=16).values():
         assert (mask.shape[1] + 2 * mask[0].sum()) % 16 == 0
     early = subjects.joint(gated, (1 / 4, 0, 0, 0))

@@ -287,11 +287,12 @@ def test_a_run_of_another_machine_is_refused_with_the_field() -> None:
 
 
 def test_clock_limits_are_part_of_the_machine_and_absent_ones_unverified(tmp_path: Path) -> None:
-    assert set(machine.clocks(tmp_path).values()) == {"unverified"}
-    (tmp_path / "cpufreq").mkdir()
-    (tmp_path / "cpufreq" / "scaling_max_freq").write_text("624000\n")
-    (tmp_path / "cpufreq" / "scaling_governor").write_text("performance\n")
-    capped = machine.clocks(tmp_path)
+    assert set(machine.limits(tmp_path).values()) == {"unverified"}
+    core = tmp_path / "devices" / "system" / "cpu" / "cpu0" / "cpufreq"
+    core.mkdir(parents=True)
+    (core / "scaling_max_freq").write_text("624000\n")
+    (core / "scaling_governor").write_text("performance\n")
+    capped = machine.limits(tmp_path)
     assert capped == {"governor": "performance", "clock_min_khz": "unverified", "clock_max_khz": "624000"}
     assert machine.differences(capped | {"clock_max_khz": "2000000"}, capped) == [
         "clock_max_khz: 2000000 here, 624000 there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from igate_edge.cli_train import TrainArgs
 from igate_edge.errors import InputError
 from igate_edge.training.goal import Goal
 from igate_edge.training.rivals import Shares
-from igate_edge.training.sweep import KINDS, claim
+from igate_edge.training.sweep import KINDS, RESULTS, claim
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,12 @@ def test_options_become_a_sweep(data: Path, tmp_path: Path) -> None:
         (("--shares", "0.5,0.1"), ("--shares takes three numbers",)),
         (("--shares", "0.9,0.1,0.1"), ("sum below 1",)),
         (("--nets", "plain,magic"), ("unknown nets magic", "narrow")),
+        (("--shares", "nan,0.1,0.1"), ("sum below 1",)),
+        (("--seeds", "nan"), ("--seeds takes whole numbers", "nan")),
+        (("--seeds", "0.5"), ("--seeds takes whole numbers", "0.5")),
+        (("--seeds", "1" * 30), ("the seed is out of range",)),
+        (("--weight", "dpeth=2"), ("a weight for no task: dpeth", "depth")),
+        (("--nets", "ours,wide", "--ms", "1e-4"), ("the budget cannot be met", "less than the heads alone")),
     ],
 )
 def test_wrong_options_are_sentences(
@@ -72,6 +79,23 @@ def test_no_data_and_no_sweep_to_go_on_with(data: Path, tmp_path: Path) -> None:
     claim(tmp_path / "s", asked(options(data, tmp_path), None))
     refused(igate("sweep", "--data", data, "--out", tmp_path / "s", "--json"), 2, "already holds a sweep", "--resume")
     refused(igate("sweep", "export", tmp_path / "s", "--at", "1.5", "--json"), 2, "no finished sweep")
+
+
+def test_a_runs_settings_may_hold_a_budget_of_their_own(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"ratio": 1.5, "lr": 0.25}))
+    config = asked(SweepArgs(replace(options(data, tmp_path).train, config=path)), None).config
+    assert config.lr == 0.25 and config.ratio is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"rows": [{"na', "[]", "{}", '{"goals": [], "tasks": [], "rows": [{"ms_ratio": 1, "int8_delta_mtl": 1}]}']
+)
+def test_results_that_cannot_be_read_are_a_sentence(data: Path, tmp_path: Path, text: str) -> None:
+    claim(tmp_path, asked(options(data, tmp_path), None))
+    (tmp_path / RESULTS).write_text(text)
+    refused(igate("sweep", "export", tmp_path, "--at", "1.5", "--json"), 2, RESULTS)
+    assert (tmp_path / RESULTS).read_text() == text
 
 
 def test_a_budget_chooses_its_best_net_and_a_name_any_net() -> None:

@@ -277,6 +277,8 @@ def test_one_budget_replaces_another_kind_in_a_file_of_settings(tmp_path: Path) 
     assert settings(arguments(ratio=1.2, table=given), ()) == {"ratio": 1.2, "table": str(table.resolve())}
     with pytest.raises(InputError, match=r"one budget at a time: --budget 0.1 and --ratio 1.5"):
         settings(arguments(budget=0.1, ratio=1.5), ())
+    with pytest.raises(InputError, match="a latency table is for a budget of time: --table orin"):
+        settings(arguments(table="orin"), ())
 
 
 def test_where_a_budget_landed_is_said_in_a_sentence() -> None:

@@ -29,8 +29,10 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ FORMAT, VERSION = "igate latency table", 1
 TABLES = Path(__file__).parent.parent / "tables"
 #: No operator takes less than this: a nanosecond would do, but slopes are divided by it.
 LEAST_MS = 1e-5
+#: No time, count or factor of a real table is larger; products of a few of these are still finite.
+LARGEST = 1e12
 #: Kinds of convolution that stand in for one that a table lacks, nearest first.
 STAND_INS = ("unsigned", "signed", "loose", "float", "output")
 #: Operator whose time stands in for one that a table lacks.
@@ -98,13 +102,6 @@ class Prediction:
     ms: float
     error: float
     layers: list[LayerTime]
-
-    def by_op(self) -> dict[str, float]:
-        """Milliseconds by operator, the largest first."""
-        found: dict[str, float] = {}
-        for layer in self.layers:
-            found[layer.op] = found.get(layer.op, 0.0) + layer.ms
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,8 @@ class LatencyTable:
 
         kind: "unsigned" (its input is never negative, as after a Relu), "signed", or "output" (a network's last one).
         """
-        if min(*kernel, stride, *out_hw, cin, cout, groups) < 1 or cin % groups or cout % groups:
+        counts = (*kernel, stride, *out_hw, cin, cout, groups)
+        if not all(isinstance(n, Integral) and 1 <= n <= LARGEST for n in counts) or cin % groups or cout % groups:
             sizes = f"kernel {kernel}, stride {stride}, {out_hw} out, {cin} -> {cout} channels, {groups} groups"
             raise InputError("not a convolution", sizes, "give counts from 1 that the groups divide")
         pixels = out_hw[0] * out_hw[1]
@@ -218,8 +216,8 @@ class LatencyTable:
 
     def predict(self, model: ir.Model, lowering: str = "merged") -> Prediction:
         """Time of a static float graph once it is quantised and built; lowering picks the anchor, merged or split."""
-        if lowering not in self.anchors:
-            raise InputError(f"unknown lowering {lowering!r}", f"known: {', '.join(self.anchors)}", "use one of these")
+        if lowering not in list(self.anchors):
+            raise InputError(f"unknown lowering {lowering!r:.60}", f"known: {', '.join(self.anchors)}", "use one of these")
         factor = self.anchors[lowering]
         layers = [
             LayerTime(step.name, step.op, max((self.step_ms(step) + self.overhead_ms) * factor, LEAST_MS))
@@ -283,11 +281,11 @@ def from_json(document: Mapping[str, Any]) -> LatencyTable:
         raise ValueError("no latency table")
     if document.get("version") != VERSION:
         raise ValueError(f"version {document.get('version')!r}, known: {VERSION}")
-    step, threads = int(document["step"]), int(document["threads"])
-    if step < 1 or threads < 1 or document["precision"] not in ("int8", "float"):
-        raise ValueError("step, threads or precision out of range")
-    conv = {str(key): _grid_from(key, item, step) for key, item in document["conv"].items()}
-    ops = {str(name): (_axis(item["elements"]), _axis_ms(item)) for name, item in document["ops"].items()}
+    step, threads = _count(document["step"]), _count(document["threads"])
+    if document["precision"] not in ("int8", "float"):
+        raise ValueError("precision out of range")
+    conv = {str(key): _grid_from(key, item, step) for key, item in _items(document["conv"])}
+    ops = {str(name): (_axis(item["elements"]), _axis_ms(item)) for name, item in _items(document["ops"])}
     if ANY_OP not in ops or not conv:
         raise ValueError("no convolutions or no elementwise operator")
     anchors = _scales(document["anchors"])
@@ -300,29 +298,49 @@ def from_json(document: Mapping[str, Any]) -> LatencyTable:
         precision=str(document["precision"]),
         date=str(document["date"]),
         step=step,
-        fit={key: int(_number(document["fit"][key], above=0.5)) for key in ("cin", "cout")},
+        fit={key: _count(document["fit"][key]) for key in ("cin", "cout")},
         conv=conv,
         ops=ops,
         stride=_scales(document["stride"]),
         overhead_ms=_number(document["overhead_ms"]),
         anchors=anchors,
-        error=_number(document["error"]),
-        spread=_number(document["spread"]),
+        error=_share(document["error"]),
+        spread=_share(document["spread"]),
     )
 
 
-def _scales(item: Mapping[str, Any]) -> dict[str, float]:
-    return {str(key): _number(value, above=0.0) for key, value in item.items()}
+def _items(item: Any) -> Iterable[tuple[Any, Any]]:
+    if not isinstance(item, Mapping):
+        raise TypeError(f"no object: {item!r:.40}")
+    return item.items()
 
 
-def _number(value: Any, above: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+def _scales(item: Any) -> dict[str, float]:
+    return {str(key): _number(value, above=0.0) for key, value in _items(item)}
+
+
+def _number(value: Any, above: float = -LARGEST) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= LARGEST:
         raise ValueError(f"not a usable number: {value!r:.40}")
     return float(value)
 
 
+def _count(value: Any) -> int:
+    count = int(_number(value, above=0.0))
+    if count != value:
+        raise ValueError(f"not a count: {value!r:.40}")
+    return count
+
+
+def _share(value: Any) -> float:
+    share = _number(value)
+    if share < 0:
+        raise ValueError(f"a share below 0: {share}")
+    return share
+
+
 def _axis(values: Any) -> np.ndarray:
-    axis = np.array([_number(value, above=0.0) for value in values])
+    axis = np.array([_number(value, above=0.5) for value in values])
     if not len(axis) or (np.diff(axis) <= 0).any():
         raise ValueError("an axis must rise")
     return axis
@@ -336,8 +354,7 @@ def _axis_ms(item: Mapping[str, Any]) -> np.ndarray:
 
 
 def _grid_from(key: str, item: Mapping[str, Any], step: int) -> Grid:
-    size, _, kind = str(key).partition(" ")
-    if not kind or min(map(int, size.split("x"))) < 1 or len(size.split("x")) != 2:
+    if not re.fullmatch("[1-9][0-9]{0,3}x[1-9][0-9]{0,3} [a-z]+", str(key)):
         raise ValueError(f"{key!r} names no kernel and kind")
     pixels, cin, cout = axes = [_axis(item[axis]) for axis in ("pixels", "cin", "cout")]
     ms = np.array(item["ms"], np.float64)
@@ -349,8 +366,8 @@ def _grid_from(key: str, item: Mapping[str, Any], step: int) -> Grid:
 
 def fill(pixels: np.ndarray, ms: np.ndarray) -> np.ndarray:
     """Times that were not measured (NaN): as many pixels more take as many times longer than the size below."""
-    if np.isnan(ms[0]).any() or (ms <= 0).any() or np.isinf(ms).any():
-        raise ValueError("the times of the smallest size must all be there and above 0")
+    if np.isnan(ms[0]).any() or (ms <= 0).any() or (ms > LARGEST).any():
+        raise ValueError("the times of the smallest size must all be there and above 0, none without end")
     full = ms.copy()
     for index in range(1, len(pixels)):
         longer = full[index - 1] * (pixels[index] / pixels[index - 1])

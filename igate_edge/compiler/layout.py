@@ -76,6 +76,8 @@ def check_choice(choice: object) -> None:
     """Raise InputError for what is no choice for any model."""
     if not isinstance(choice, str | Mapping):
         raise InputError("a choice is a lowering or a table of them", f"got {choice!r:.60}", "pass {family: lowering}")
+    if isinstance(choice, Mapping) and not all(isinstance(name, str) for name in choice):
+        raise InputError("a choice names its layers", f"got {list(choice)!r:.60}", "pass {family: lowering}")
     for lowering in choice.values() if isinstance(choice, Mapping) else (choice,):
         _parse(lowering, 1)
 
@@ -90,8 +92,8 @@ class Layout:
 
     def __init__(self, model: ir.Model, choice: str | Mapping[str, str], pad: int, *, stack: bool = True) -> None:
         check_choice(choice)
-        if not 1 <= pad <= MAX_PAD:
-            raise InputError("channels cannot be filled up to this", f"a multiple of {pad}", f"use 1 to {MAX_PAD}")
+        if not isinstance(pad, int) or not 1 <= pad <= MAX_PAD:
+            raise InputError("channels cannot be filled up to this", f"a multiple of {pad!r:.40}", f"use 1 to {MAX_PAD}")
         self.model, self.stack = model, stack
         self.families = families(model)
         self.home = {node: index for index, layer in enumerate(self.families.layers) for node in layer.nodes}
@@ -292,9 +294,9 @@ def _modes(found: Families, choice: str | Mapping[str, str], pad: int) -> tuple[
 
 def _parse(text: object, pad: int) -> tuple[str, int]:
     lowering, _, count = str(text).partition(":")
-    step = int(count) if count.isdecimal() else 0
+    step = int(count) if count.isdecimal() and len(count) <= len(str(MAX_PAD)) else 0
     if lowering not in LOWERINGS or (":" in str(text) and (lowering != "merged" or not 1 <= step <= MAX_PAD)):
-        raise InputError(f"unknown lowering {text!r}", "known: merged, merged:N, split", "use one of these")
+        raise InputError(f"unknown lowering {text!r:.60}", "known: merged, merged:N, split", "use one of these")
     return lowering, step or (pad if lowering == "merged" else 1)
 
 

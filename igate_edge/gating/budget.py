@@ -40,11 +40,12 @@ class Budget:
 
     table: a LatencyTable, or a file's or a shipped table's name. Called with the fraction of the search that is done,
     it gives weight / T * sum_t (time_t / goal_t - 1)^2 / 2, where time_t is what the gates of task t add to the plain
-    net's time (of a channel that all opened, each its part) and goal_t an equal part of what the budget adds. The goal
-    falls from all gates open to the budget until `close` of the search is done, a constant share a step, so that gates
-    close in the order of their worth; below the goal they open again. The weight is not there to be tuned: it grows
-    from 1 to 100, a penalty method, and gates land for tasks that pull on them a thousand times more or less. Raises
-    InputError for what is no budget, BudgetError for one that cannot be held.
+    net's time (of a channel that all opened, each its part) and goal_t an equal part of what the budget adds. Openings
+    count as joint where others would cost a convolution: rounding.py makes them so. The goal falls from all gates open
+    to the budget until `close` of the search is done, a constant share a step, so that gates close in the order of
+    their worth; below the goal they open again. The weight is not there to be tuned: it grows from 1 to 100, a penalty
+    method, and gates land for tasks that pull on them a thousand times more or less. Raises InputError for what is no
+    budget, BudgetError for one that cannot be held.
     """
 
     ms: float | None = None
@@ -61,6 +62,10 @@ class Budget:
             raise InputError("not a budget of time", f"ms={self.ms}, ratio={self.ratio}", "give one, above 0")
         if not is_number(self.close) or not 0 < self.close <= 1:
             raise InputError("a budget's close is not usable", f"{self.close!r:.60}", "pass a share of the search")
+        if not isinstance(self.table, str) and not callable(getattr(self.table, "predict", None)):
+            raise InputError(
+                "not a latency table", f"got {self.table!r:.60}", "pass a LatencyTable or a file's name"
+            )
 
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
         pricing = self.pricing(net)
@@ -73,6 +78,8 @@ class Budget:
 
     def pricing(self, net: InterroGateNet) -> Pricing:
         """The prices of this net's gate patterns; made once a net."""
+        if not isinstance(net, InterroGateNet):
+            raise InputError("only a gated net has a price", f"got {type(net).__name__}", "pass what interrogate returns")
         if net not in self._pricings:
             self._pricings[net] = Pricing(net, self.latency())
         return self._pricings[net]
@@ -113,6 +120,9 @@ class Budget:
                 asked += ", less than the heads alone"
             fix = f"give more than {least:.3g} ms, or make the part that costs most cheaper"
             raise BudgetError(f"the budget cannot be met: {asked}", text, fix)
+        if pricing.tasks == 1:
+            fix = "train it without a budget, or several tasks with one"
+            raise BudgetError("no budget is left for one task", f"{text}, whatever its gates do", fix)
         if limit >= pricing.most_ms:
             ratio = pricing.most_ms / pricing.plain_ms
             evidence = f"with every gate open the net takes {pricing.most_ms:.3g} ms, {ratio:.2f} times the plain net"

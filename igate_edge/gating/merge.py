@@ -240,8 +240,8 @@ def merge_unchecked(net: InterroGateNet, mode: str = "masked") -> MergedNet:
     """As `merge`, without comparing the two nets: for one whose weights are about to be loaded."""
     if not isinstance(net, InterroGateNet):
         raise InputError("only a gated net can be merged", f"got {type(net).__name__}", "pass what interrogate returns")
-    if mode not in FORMS:
-        raise InputError(f"unknown mode {mode!r}", f"known: {', '.join(FORMS)}", "use one of these")
+    if mode not in tuple(FORMS):
+        raise InputError(f"unknown mode {mode!r:.60}", f"known: {', '.join(FORMS)}", "use one of these")
     sites = {}
     for place, site in zip(net.places, net.gate_sites(), strict=True):
         weights = torch.softmax(site.beta.detach().cpu().double(), dim=0)

@@ -152,30 +152,35 @@ class Pricing:
 
     def ms(self, pattern: Pattern) -> float:
         """Predicted milliseconds of a pattern."""
-        extra = sum(self._skip_ms(skip, pattern) for skip in self.skips if _needed(skip, pattern))
-        return self._fixed_ms + sum(self._times(self.sizes(pattern))) + extra
+        return self.joint_ms(pattern) + sum(self._skip_ms(skip, pattern) for skip in self._needed(pattern))
+
+    def joint_ms(self, pattern: Pattern) -> float:
+        """As `ms`, of a pattern with as many live values whose openings are joint where others need a convolution."""
+        return self._fixed_ms + sum(self._times(self.sizes(pattern)))
 
     def price(self, pattern: Pattern) -> Price:
         """Predicted time of a pattern, whole and by operator; operators of the same layer are added up."""
         layers: dict[str, float] = {}
         for term, ms in zip(self.terms, self._times(self.sizes(pattern)), strict=True):
             layers[term.label] = layers.get(term.label, 0.0) + ms
-        for skip in self.skips:
-            if _needed(skip, pattern):
-                label = f"{self.names[skip.makes]}.skip"
-                layers[label] = layers.get(label, 0.0) + self._skip_ms(skip, pattern)
+        for skip in self._needed(pattern):
+            label = f"{self.names[skip.makes]}.skip"
+            layers[label] = layers.get(label, 0.0) + self._skip_ms(skip, pattern)
         return Price(self._fixed_ms + sum(layers.values()), self.plain_ms, layers)
 
     def added(self) -> Tensor:
-        """Milliseconds over the plain net that each task's gates answer for, [T]; the sum is exact for the hard gates,
-        the gradient straight-through."""
+        """Milliseconds over the plain net that each task's gates answer for, [T], by `joint_ms`.
+
+        A search finds how many channels to open, rounding then makes them joint. The sum is exact for the hard gates,
+        the gradient straight-through.
+        """
         pattern, parts = self.pattern(), []
         for gates, slope in zip(self.gates, self.slopes(pattern), strict=True):
             opened = gates.hard()
             parts.append((torch.as_tensor(slope).to(opened) * opened).sum(1))
         total = torch.stack(parts).sum(0)
         answered = float(total.detach().sum())
-        return total * ((self.ms(pattern) - self.plain_ms) / answered) if answered > 0 else total
+        return total * ((self.joint_ms(pattern) - self.plain_ms) / answered) if answered > 0 else total
 
     def slopes(self, pattern: Pattern) -> list[np.ndarray]:
         """Milliseconds that each gate answers for, float [T, C] a group: secants of the staircase over one step."""
@@ -184,8 +189,6 @@ class Pricing:
             low = max(sizes[group] - step, self.channels[group])
             high = min(sizes[group] + step, self.tasks * self.channels[group])
             found.append(shares(mask) * self._slope(sizes, group, low, high))
-        for skip in self.skips:
-            found[skip.reads] = found[skip.reads] + self._skip_slope(skip, pattern)
         return found
 
     def _slope(self, sizes: list[int], group: int, low: int, high: int) -> float:
@@ -223,21 +226,12 @@ class Pricing:
         cin, cout = live_values(pattern[skip.reads]), live_values(pattern[skip.makes])
         return (self.table.conv_ms((1, 1), 1, skip.out_hw, cin, cout) + self.table.overhead_ms) * self._anchor
 
-    def _skip_slope(self, skip: Skip, pattern: Pattern) -> np.ndarray:
-        """The skip's convolution spread evenly over the channels, each to the gate that alone makes it partly open."""
-        mask = pattern[skip.reads]
-        cost, opened = self._skip_ms(skip, pattern) / mask.shape[1], mask.sum(0)
-        leaves = np.where(mask, opened == 1, opened == 0)
-        joins = ~mask & (opened == self.tasks - 1)
-        return cost * (leaves.astype(float) - joins)
+    def _needed(self, pattern: Pattern) -> list[Skip]:
+        return [skip for skip in self.skips if needs_conv(pattern[skip.reads], pattern[skip.makes])]
 
 
 def _groups(term: Term) -> tuple[int, ...]:
     return (*term.cin.groups, *term.cout.groups)
-
-
-def _needed(skip: Skip, pattern: Pattern) -> bool:
-    return needs_conv(pattern[skip.reads], pattern[skip.makes])
 
 
 def _depthwise(conv: Any) -> bool:

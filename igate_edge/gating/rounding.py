@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .budget import Budget
 from .net import InterroGateNet
 from .pricing import Pricing
@@ -48,7 +49,10 @@ def round_gates(
     """
     pricing = budget.pricing(net)
     limit = budget.limit(net) / scale
-    values = list(worth) if worth is not None else _logits(pricing)
+    values, shapes = list(worth) if worth is not None else _logits(pricing), [m.shape for m in coarse(pricing)]
+    if [np.shape(value) for value in values] != shapes:
+        evidence = f"{[np.shape(value) for value in values]!r:.80}, wanted {shapes!r:.80}"
+        raise InputError("the gates' worth is of another net", evidence, "pass what gate_worth returns")
     pattern = fit(pricing, coarse(pricing), values, (FILL[0] * limit, FILL[1] * limit))
     assign(pricing, pattern)
     return pricing.ms(fine(pricing, pattern))

@@ -61,7 +61,8 @@ def goals(ratios: tuple[float, ...] = (), ms: tuple[float, ...] = ()) -> tuple[G
     if bool(ratios) == bool(ms):
         evidence = f"ratios {list(ratios)}, milliseconds {list(ms)}"
         raise InputError("budgets are ratios, or milliseconds", evidence, "give one kind")
-    return tuple(Goal(ratio=r) for r in sorted(set(ratios))) or tuple(Goal(ms=m) for m in sorted(set(ms)))
+    made = [Goal(ratio=r) for r in sorted(ratios)] or [Goal(ms=m) for m in sorted(ms)]
+    return tuple({goal.name: goal for goal in made}.values())  # a name is a folder: as good as equal is equal
 
 
 def from_json(data: Mapping[str, Any]) -> Goal:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import bench
+from .. import timing
 from ..compiler import calibrate, graph, layout, quantize
 from ..contract import Preprocess
 from ..engines import onnxruntime as ort
-from ..errors import BudgetError
+from ..errors import BudgetError, InputError
 from ..gating.budget import LANDING, Budget
 from ..gating.export import to_onnx
 from ..gating.merge import merge_unchecked
@@ -85,6 +85,9 @@ def land(
     another device nothing is measured, and the note says so. The nearest pattern within the budget is kept when none
     lands; where even the nearest takes longer, raises BudgetError.
     """
+    if any(site.gates.is_frozen for site in net.gate_sites()) or not isinstance(builds, int) or builds < 1:
+        evidence = f"builds {builds!r:.20}, frozen gates: {any(site.gates.is_frozen for site in net.gate_sites())}"
+        raise InputError("nothing can be landed", evidence, "pass one build or more, and gates that may move")
     budget.check(net)
     foreign = budget.latency().foreign()
     if foreign:
@@ -124,14 +127,14 @@ def compare(ours: bytes, plain: bytes, image: np.ndarray) -> Measured:
 
     Of each block the time that the fastest fifth of calls stays below: what else the machine does only ever adds.
     """
-    with bench.pinned(1), ExitStack() as stack:
+    with timing.pinned(1), ExitStack() as stack:
         nets = {f"{name}{k}": data for k in range(TWINS) for name, data in (("ours", ours), ("plain", plain))}
         runs: dict[str, Any] = {}
         for name, data in nets.items():
             runs[name] = stack.enter_context(closing(ort.open(data, threads=1))).run
         times, ratios, interval = list[float](), list[float](), np.inf
         while len(ratios) < MOST and (len(ratios) < LEAST or interval > NARROW):
-            seconds = bench.interleave(runs, image, ROUNDS)
+            seconds = timing.interleave(runs, image, ROUNDS)
             fast = {name: float(np.quantile(value, FAST)) for name, value in seconds.items()}
             mine, theirs = (sum(fast[f"{name}{k}"] for k in range(TWINS)) / TWINS for name in ("ours", "plain"))
             times.append(mine * 1e3)

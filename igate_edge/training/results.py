@@ -23,7 +23,7 @@ from ..files import write_atomic
 from ..gating.budget import TABLE
 from .config import TrainConfig
 from .goal import goals
-from .results_rows import collect, document
+from .results_rows import collect_all, document
 from .results_runs import write_runs
 from .rivals import DEFAULT, NETS, Shares, Table
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.jobs:
                 given = sys.argv[1:] if argv is None else argv
                 _run_all(tables, args, [*given, "--data", str(args.data)])
-            _write(args, document(tables, [row for table in tables for row in collect(table)]), tables)
+            _write(args, document(tables, collect_all(tables)), tables)
     except IgateError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -52,7 +52,8 @@ def measure(document: dict[str, Any], tables: Sequence[Table], rounds: int = 200
                 continue
             bundles[name] = bundle
             row["int8"] = {s.name: {s.metric: values[s.name][s.metric]} for s in specs}
-            row["int8_delta_mtl"] = delta_mtl(row["int8"], rows[row["delta_to"]]["metrics"], specs)
+            if row["delta_to"] in rows:
+                row["int8_delta_mtl"] = delta_mtl(row["int8"], rows[row["delta_to"]]["metrics"], specs)
         say(f"seed {table.config.seed}: timing {len(bundles)} nets in turn")
         for name, found in _times(table, bundles, rounds).items():
             rows[name].update(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..compiler import cost, graph
+from ..compiler.layout import lay_out
 from ..contract import OutputSpec
 from ..files import write_atomic
 from ..gating.export import to_onnx
@@ -40,20 +41,23 @@ def onnx_of(table: Table, path: Path) -> bytes:
     return data
 
 
-def collect(table: Table) -> list[dict[str, Any]]:
+def collect_all(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Rows of all seeds, compared with the same kind of net: single-task nets only where every seed has them."""
+    reference = "single" if all("single" in paths(table) for table in tables) else "plain"
+    return [row for table in tables for row in collect(table, reference)]
+
+
+def collect(table: Table, reference: str) -> list[dict[str, Any]]:
     """Rows of one seed: those nets that are done.
 
-    `delta_mtl` is the mean relative gain in % over single-task nets that had the whole compute each, where there are
-    none over the plain net: `delta_to` says which; `delta_mtl_equal_compute` is against those that had an equal part of
-    it. `budgets`: names of the budgets that a net was made for. `macs` are those that run, `useful_macs` leaves out
-    blocks of zeros. `predicted_ms`: by the latency table.
+    `delta_mtl` is the mean relative gain in % over `reference`: "single", single-task nets that had the whole compute
+    each, or "plain", the plain net; `delta_to` says which; `delta_mtl_equal_compute` is against single-task nets that
+    had an equal part of it. `budgets`: names of the budgets that a net was made for. `macs` are those that run,
+    `useful_macs` leaves out blocks of zeros. `predicted_ms`: by the latency table.
     """
-    from ..compiler.layout import lay_out
-
     specs, found, rows = [task.spec for task in table.tasks], paths(table), []
     results = {name: json.loads(path.with_suffix(".json").read_text()) for name, path in found.items()}
     metrics = {name: result["metrics"] for name, result in results.items()}
-    reference = "single" if "single" in metrics else "plain"
     for name, path in found.items():
         result, model = results[name], lay_out(graph.load(onnx_of(table, path))).model
         counted, price = cost.count(model), table.latency.predict(model)

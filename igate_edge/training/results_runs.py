@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
 from ..reports.nets import kind_of, net_name
 from .rivals import Table
+from .stages import time_budget
 
 
 def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
@@ -28,7 +30,7 @@ def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
             "plain": None,
             "weights": table.balance().weights(),
             "hard": done.get("hard"),
-            "budget": done.get("budget"),
+            "budget": done.get("budget") or budget_of(table, row),
             "stages": {"all": {**spent, "metrics": done["metrics"]}},
             "rivals": {
                 f"{net_name(r, goals, len(table.tasks))}, float": r["all_metrics"] for r in own if rival(row, r)
@@ -37,6 +39,12 @@ def write_runs(table: Table, rows: Sequence[dict[str, Any]]) -> list[Path]:
         write_atomic(folder / "result.json", json.dumps(about, indent=1) + "\n")
         folders.append(folder)
     return folders
+
+
+def budget_of(table: Table, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The least budget of time that a net was made for, as a manifest has it; None for one that every table has."""
+    goals = [goal for goal in table.goals if goal.name in row["budgets"]]
+    return time_budget(replace(table.config, **goals[0].settings())).as_json() if goals else None
 
 
 def rival(row: dict[str, Any], other: dict[str, Any]) -> bool:

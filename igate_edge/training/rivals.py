@@ -19,6 +19,7 @@ import torch
 
 from ..compiler import graph
 from ..compiler.latency import LatencyTable
+from ..contract import is_number
 from ..errors import InputError
 from ..files import write_atomic
 from ..gating.convert import InterroGateNet, PlainNet
@@ -57,7 +58,8 @@ class Shares:
     search: float = 0.08
 
     def __post_init__(self) -> None:
-        if min(asdict(self).values()) <= 0 or sum(asdict(self).values()) >= 1:
+        given = list(asdict(self).values())
+        if not all(is_number(share) and share > 0 for share in given) or sum(given) >= 1:
             raise InputError("shares of the compute", str(asdict(self)), "give three above 0 with a sum below 1")
 
 
@@ -186,12 +188,12 @@ class Table:
     def done(self, unit: str) -> bool:
         """Whether a unit has run to its end with these settings."""
         mark = self.folder / unit / "done"
-        return mark.exists() and mark.read_text() == self.key
+        return mark.exists() and mark.read_bytes() == self.key.encode()
 
     def balance(self) -> Balance:
-        """The loss weights of every multi-task net."""
+        """The loss weights of every multi-task net: 1 for a task whose weight was not given."""
         if self.weights is not None:
-            return Balance(self.weights)
+            return Balance({task.name: self.weights.get(task.name, task.weight) for task in self.tasks})
         return Balance(json.loads((self.folder / "balance" / "balance.json").read_text())["weights"])
 
     def _balance(self, _: str) -> None:

@@ -149,14 +149,15 @@ def freeze(ctx: Context, searched: Done, *, name: str = "frozen") -> Done:
 def _land(ctx: Context, net: InterroGateNet, balance: Balance) -> dict[str, Any]:
     """Round the gates by what they are worth on a few batches, and say where the budget landed."""
     budget, device, form = time_budget(ctx.config), ctx.device, memory_format(net)
-    price = budget.price(net)
+    pricing = budget.pricing(net)
+    price = pricing.joint_ms(pricing.pattern())
     batch_at = ctx.source.train(ctx.config.batch, zlib.crc32(f"{ctx.config.seed} worth".encode()))
     cast("Any", net).to(device, memory_format=form)
     balance.to(device)
     batches = [to_device(batch_at(step), device, form) for step in range(WORTH_BATCHES)]
     worth = gate_worth(net, lambda probe: (balance(probe.losses(batch)) for batch in batches))
     landed = land(net.cpu(), budget, worth)
-    searched_at = {"searched_ms": price.ms, "searched_share": price.ms / budget.limit(net)}
+    searched_at = {"searched_ms": price, "searched_share": price / budget.limit(net)}
     return {**budget.as_json(), "limit_ms": budget.limit(net), **searched_at, **landed.as_json()}
 
 

@@ -19,13 +19,16 @@ from .goal import Goal, from_json
 from .layout import load_json
 from .loop import Progress
 from .results_measure import measure
-from .results_rows import collect, document
+from .results_rows import collect_all, document
 from .results_runs import write_runs
 from .rivals import Shares, Table
+from .stages import build_gated, time_budget
 
 SETTINGS, RESULTS = "settings.json", "sweep.json"
 #: Kinds of nets of a sweep: single-task nets with three times the compute and random gates are a paper's business.
 KINDS = ("plain", "wide", "narrow", "ours", "grown")
+#: Kinds of nets whose gates a search finds.
+SEARCHED = ("ours", "fill", "random")
 Say = Callable[[str], object]
 
 
@@ -70,8 +73,12 @@ def from_settings(data: Mapping[str, Any]) -> Sweep:
             "nets": tuple(data["nets"]),
             "seeds": tuple(data["seeds"]),
         }
+        if any(not isinstance(number, int) for number in (data["steps"], *own["seeds"])):
+            raise TypeError("steps and seeds are whole numbers")
+        if not isinstance(data["data"], str) or not isinstance(data["weights"], dict | None):
+            raise TypeError("data is a folder, weights are a table")
         return Sweep(**{**data, **own})
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         text = f"{type(error).__name__} {error}"
         raise InputError("the sweep's settings cannot be read", text, "choose another folder") from error
 
@@ -94,10 +101,25 @@ def claim(folder: Path, sweep: Sweep) -> None:
     write_atomic(folder / SETTINGS, json.dumps(now, indent=1) + "\n")
 
 
+def check_budgets(table: Table) -> None:
+    """Raise BudgetError for a budget that a search is still to be made for, and that no gates meet."""
+    if not any(kind in table.nets for kind in SEARCHED):
+        return
+    for goal in table.goals:
+        unit = f"search-{goal.name}"
+        if not table.done(unit):
+            config = replace(table.config, **goal.settings())
+            time_budget(config).check(build_gated(table.context(unit, config)))
+
+
 def run(sweep: Sweep, folder: Path, *, say: Say, progress: Progress | None = None, rounds: int = 100) -> dict[str, Any]:
-    """Train what is not trained yet, measure everything, and write and return the results document."""
-    claim(folder, sweep)
+    """Train what is not trained yet, measure everything, and write and return the results document.
+
+    Raises BudgetError for a budget that no gates meet, before anything is trained or written.
+    """
     tables = sweep.tables(folder, progress)
+    check_budgets(tables[0])
+    claim(folder, sweep)
     if any(kind in sweep.nets for kind in ("wide", "narrow")):
         say("looking for the rivals' widths at each budget (measured once)")
     todo = [(table, unit) for table in tables for unit in table.units()]
@@ -105,7 +127,7 @@ def run(sweep: Sweep, folder: Path, *, say: Say, progress: Progress | None = Non
         if not table.done(unit):
             say(f"[{number}/{len(todo)}] {unit}, seed {table.config.seed}")
             table.run(unit)
-    found = document(tables, [row for table in tables for row in collect(table)])
+    found = document(tables, collect_all(tables))
     measure(found, tables, rounds, say)
     for table in tables:
         write_runs(table, found["rows"])

@@ -25,9 +25,9 @@ from ..gating.convert import PlainNet
 from ..gating.export import to_onnx
 from ..gating.separate import SeparateNets
 from ..runtime.cache import fingerprint
-from ..runtime.preprocess import to_input
 from .config import WIDTHS, TrainConfig, digest, make_backbone
 from .goal import Goal
+from .landing import noise
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def widest(goal: Goal, measured: Mapping[str, tuple[float, float]], kind: str) -
 def times(graphs: Mapping[str, ir.Model]) -> dict[str, tuple[float, float]]:
     """Name -> (median milliseconds, ratio to "plain") of INT8 engines with ranges from noise, interleaved."""
     model = next(iter(graphs.values()))
-    size, rng = graph.preprocess(model), np.random.default_rng(0)
-    noise = rng.integers(0, 256, (4, size.height, size.width, 3), np.uint8)
-    frames = [to_input(frame, size) for frame in noise]
+    frames = noise(graph.preprocess(model))
     with timing.pinned(1), ExitStack() as stack:
         runs: dict[str, Any] = {}
         for name, net in graphs.items():

@@ -28,6 +28,12 @@ Result cuDriverGetVersion(int* version) {
     return success;
 }
 
+// NVRTC 13 looks for the driver's own tables, wherever a libcuda.so.1 is loaded; there are none.
+Result cuGetExportTable(const void** table, const void*) {
+    *table = nullptr;
+    return not_found;
+}
+
 Result cuGetErrorName(int code, const char** name) {
     for (const Named& one : kNames) {
         if (one.code != code) continue;

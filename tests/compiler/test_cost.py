@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gatednets import TASKS, Net, constant_masks, gated, plain
 
-from igate_edge.compiler.cost import count
+from igate_edge.compiler.cost import count, useful
 from igate_edge.compiler.prune import close_all, keep_outputs, prune
 
 
@@ -120,3 +120,12 @@ def test_types_are_plain_integers() -> None:
     assert type(cost.macs) is int
     assert type(cost.params) is int
     assert not any(isinstance(node.macs, np.integer) for node in cost.nodes)
+
+
+def test_zero_blocks_are_not_useful() -> None:
+    net = Net(("a",), size=28)
+    net.conv("c", "image", 3, 8, 3, strides=[2, 2])
+    net.weights["c.weight"][:2, 1] = 0  # 2 of the 24 pairs of channels
+    net.weights["c.weight"][5, 2, 0] = 0  # a part of a kernel is not a block
+    model = net.load({"a": "c"})
+    assert useful(model) == 3 * 3 * (24 - 2) * 14 * 14 and count(model).macs == 3 * 3 * 24 * 14 * 14

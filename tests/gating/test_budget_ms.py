@@ -40,11 +40,18 @@ def fill(net: InterroGateNet, logit: float) -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, {"ms": 1.0, "ratio": 2.0}, {"ms": 0}, {"ms": -1.0}, {"ratio": float("nan")}, {"ratio": True}, {"ms": "fast"},
-     {"ratio": 1.5, "close": 0}, {"ratio": 1.5, "close": 2}],
+     {"ratio": 1.5, "close": 0}, {"ratio": 1.5, "close": 2}, {"ms": 10**400}, {"ms": 1.0, "table": 5},
+     {"ms": 1.0, "table": None}],
 )  # fmt: skip
 def test_nonsense_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        Budget(table=table(), **options)
+        Budget(**{"table": table(), **options})
+
+
+@pytest.mark.parametrize("ratio", [1.2, 50.0])
+def test_one_task_alone_has_nothing_to_spend_a_budget_on(ratio: float) -> None:
+    with pytest.raises(BudgetError, match="no budget is left for one task"):
+        Budget(ratio=ratio, table=table(4)).check(interrogate(TinyResNet(8), tasks()[:1]))
 
 
 def test_a_budget_below_the_plain_net_says_the_least_and_what_takes_it(net: InterroGateNet, half: Budget) -> None:
@@ -116,7 +123,8 @@ def test_gates_land_however_hard_the_tasks_pull(net: InterroGateNet, half: Budge
             assert alpha.grad is not None
             alpha.grad += fixed + pull * torch.randn(alpha.shape, generator=generator)
         optimizer.step()
-    assert half.price(net).ms / half.limit(net) == pytest.approx(1, abs=0.07)
+    pricing = half.pricing(net)
+    assert pricing.joint_ms(pricing.pattern()) / half.limit(net) == pytest.approx(1, abs=0.07)
 
 
 def test_the_manifest_says_what_the_budget_was(half: Budget) -> None:

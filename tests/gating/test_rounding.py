@@ -62,6 +62,8 @@ def test_a_channel_is_completed_for_nothing_when_that_is_worth_something() -> No
     assert found is not None and found[0].all() and found[1] == 0
     down = shrunk(np.ones((3, 1), bool), np.ones((3, 1)), sizes)  # for two tasks 4 values go, for all three 8
     assert down is not None and not down[0].any() and down[1] == 8
+    useless = shrunk(np.ones((3, 1), bool), np.array([[-1.0], [1.0], [1.0]]), sizes)  # alone it frees no value
+    assert useless is not None and useless[1] > 0
     assert shrunk(np.zeros((3, 1), bool), np.ones((3, 1)), sizes) is None
     assert grown(np.ones((3, 1), bool), np.ones((3, 1)), sizes) is None
 

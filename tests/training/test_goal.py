@@ -26,6 +26,7 @@ def test_a_budget_holds_up_to_the_slack(ratio: float, held: bool) -> None:
 def test_budgets_come_once_and_in_order() -> None:
     assert [goal.ratio for goal in goals((1.7, 1.2, 1.7))] == [1.2, 1.7]
     assert [goal.ms for goal in goals(ms=(5, 4))] == [4, 5]
+    assert len(goals((1.5, 1.5 + 1e-9))) == 1, "two budgets of one name would share a folder"
 
 
 @pytest.mark.parametrize("wrong", [{}, {"ratio": 1.2, "ms": 3}, {"ratio": 1.0}, {"ms": 0}, {"ratio": float("nan")}])

@@ -128,7 +128,7 @@ def test_engines_are_compared_in_interleaved_rounds(monkeypatch: pytest.MonkeyPa
         return {name: np.full(rounds, 3e-3 if data == b"ours" else 2e-3) for name, data in runs.items()}
 
     monkeypatch.setattr(landing.ort, "open", Session)
-    monkeypatch.setattr(landing.bench, "interleave", interleave)
+    monkeypatch.setattr(landing.timing, "interleave", interleave)
     found = landing.compare(b"ours", b"plain", np.zeros(1))
     assert (found.ms, found.ratio, found.interval) == (pytest.approx(3.0), pytest.approx(1.5), 0.0)
     assert opened_nets == []

@@ -15,12 +15,13 @@ from igate_edge.training import results
 from igate_edge.training.draws import joint, shuffled
 from igate_edge.training.goal import Goal
 from igate_edge.training.loop import step_macs
-from igate_edge.training.results_rows import budgets_of, collect, spent
+from igate_edge.training.results_rows import budgets_of, collect, collect_all, spent
 from igate_edge.training.rivals import DEFAULT, Shares, Table
 from igate_edge.training.stages import Done, build_gated, build_plain
 from igate_edge.training.tabletop import generate
 
 STEPS = 20
+pytestmark = pytest.mark.timeout(900)  # all units are trained once, by the first test
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_the_pruned_rival_meets_the_predicted_time_and_can_be_exported(table: Ta
     pytest.importorskip("torch_pruning", reason="extra `peers` is not installed")
     own = replace(table, nets=("plain", "pruned"))
     own.run("pruned-125")
-    plain, pruned = collect(own)
+    plain, pruned = collect(own, "plain")
     assert pruned["name"] == "pruned-125" and pruned["width"] == 12 > plain["width"]
     assert plain["predicted_ms"] < pruned["predicted_ms"] <= 1.25 * plain["predicted_ms"] * 1.001
     assert pruned["train_macs"] == pytest.approx(table.compute, rel=0.1)
@@ -148,7 +149,7 @@ def test_wrong_settings_are_refused() -> None:
 
 
 def test_rows_say_what_every_net_is_and_costs(table: Table) -> None:
-    found = {row["name"]: row for row in collect(table)}
+    found = {row["name"]: row for row in collect(table, "single")}
     assert list(found) == table.rows()
     for name in ("ours-125", "fill-125", "grown-125", "random-125"):
         row = found[name]
@@ -161,8 +162,14 @@ def test_rows_say_what_every_net_is_and_costs(table: Table) -> None:
     assert found["third"]["macs"] == found["single"]["macs"] > found["narrow-6"]["macs"]
     assert [found[name]["width"] for name in ("plain", "wide-10", "narrow-6")] == [8, 10, 6]
     assert all(row["predicted_ms"] > 0 and row["train_seconds"] > 0 for row in found.values())
-    alone = {row["name"]: row for row in collect(replace(table, nets=("plain", "ours")))}
-    assert alone["plain"]["delta_mtl"] == pytest.approx(0) and alone["ours-125"]["delta_to"] == "plain"
+
+
+def test_all_seeds_are_compared_with_the_same_kind_of_net(table: Table) -> None:
+    with_single, without = (replace(table, nets=nets) for nets in (("single", "plain"), ("plain",)))
+    mixed = collect_all([with_single, without])
+    assert [row["name"] for row in mixed] == ["single", "plain", "plain"]
+    assert {row["delta_to"] for row in mixed} == {"plain"} and mixed[2]["delta_mtl"] == pytest.approx(0)
+    assert {row["delta_to"] for row in collect_all([with_single])} == {"single"}
 
 
 def test_a_width_answers_every_budget_it_was_measured_for(table: Table) -> None:

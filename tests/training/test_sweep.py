@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_frames import BUDGET, CONFIG, WEIGHTS, write_latency
 
-from igate_edge.errors import InputError
+from igate_edge.errors import BudgetError, InputError
 from igate_edge.training import sweep
 from igate_edge.training.goal import Goal
+from igate_edge.training.results_runs import budget_of
 from igate_edge.training.sweep import KINDS, RESULTS, SETTINGS, Sweep, claim, from_settings, stored
 from igate_edge.training.tabletop import generate
 
@@ -44,6 +45,10 @@ def test_settings_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
     (tmp_path / SETTINGS).write_text('{"steps": 3}')
     with pytest.raises(InputError, match="the sweep's settings cannot be read: KeyError 'config'"):
         stored(tmp_path)
+    for wrong in ({"goals": [1.5]}, {"steps": "many"}, {"seeds": ["a"]}, {"data": 5}, {"weights": [1]}):
+        (tmp_path / SETTINGS).write_text(json.dumps({**SMALL.as_json(), **wrong}))
+        with pytest.raises(InputError, match="the sweep's settings cannot be read"):
+            stored(tmp_path)
 
 
 def test_one_table_a_seed(tmp_path: Path) -> None:
@@ -65,9 +70,32 @@ def test_a_sweep_trains_once_measures_and_goes_on(tmp_path: Path, monkeypatch: p
     if "int8_refused" not in row:  # a net of few steps answers next to noise, and its engine may be refused
         assert row["ms_ratio"] == pytest.approx(1) and set(row["int8"]) == set(CONFIG.tasks)
     assert json.loads((out / RESULTS).read_text()) == json.loads(json.dumps(document))
-    assert (out / "seed-0" / "plain" / "result.json").exists()
+    assert json.loads((out / "seed-0" / "plain" / "result.json").read_text())["budget"] is None
     monkeypatch.setattr("igate_edge.training.stages.fit", None)
     again = sweep.run(first, out, say=said.append, rounds=3)
     assert again["rows"][0].get("int8") == row.get("int8") and again["rows"][0]["metrics"] == row["metrics"]
     with pytest.raises(TypeError):  # other seeds are trained, and training is switched off here
         sweep.run(replace(first, seeds=(0, 1)), out, say=said.append, rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"), [(Goal(ms=1e-4), "less than the heads alone"), (Goal(ratio=50.0), "never binds")]
+)
+def test_an_unreachable_budget_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: Goal, words: str
+) -> None:
+    generate(tmp_path / "data", train=6, val=4, size=(32, 32), progress=False)
+    monkeypatch.setattr("igate_edge.training.stages.fit", None)
+    config, out = replace(CONFIG, table=write_latency(tmp_path)), tmp_path / "out"
+    asked = replace(SMALL, data=str(tmp_path / "data"), config=config, nets=("plain", "ours"), goals=(goal,))
+    with pytest.raises(BudgetError, match=words):
+        sweep.run(asked, out, say=lambda text: None)
+    assert not out.exists()
+
+
+def test_a_rival_has_the_budget_that_it_was_made_for(tmp_path: Path) -> None:
+    config, goals = replace(CONFIG, table=write_latency(tmp_path)), (BUDGET, Goal(ratio=2.0))
+    (table,) = replace(SMALL, config=config, goals=goals, seeds=(0,)).tables(tmp_path)
+    found = budget_of(table, {"budgets": ["200", BUDGET.name]})
+    assert found is not None and (found["kind"], found["ratio"], found["ms"]) == ("Budget", BUDGET.ratio, None)
+    assert budget_of(table, {"budgets": []}) is None
