@@ -7,6 +7,9 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 DEV := .venv-dev/bin/python
 # Triton decides when it is imported whether it interprets: these have a run of their own.
 INTERPRETED := tests/kernels/test_gated_select_triton.py tests/kernels/test_gated_select_traffic.py
+# The loss weights were measured by an earlier run of the same command without --weights.
+COMPARED := --steps 2000 --ratios 1.34,1.7 --seeds 0,1 --weights 2,1,1 \
+  --nets single,third,plain,wide,narrow,ours,grown
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-slow test-pycuda check bench bench-peers size train-demo clean help
@@ -57,9 +60,9 @@ bench-peers: .venv-dev/ready ## the benchmarks, and Torch-Pruning and OpenVINO b
 size: .venv-dev/ready      ## what a robot's install takes, measured in a fresh environment
 	$(DEV) benchmarks/install_size.py
 
-train-demo: .venv-dev/ready ## train the shipped example and its rivals again, two seeds (most of a day on two cores)
-	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --ratios 1.34,1.7 --seeds 0,1
-	$(DEV) -m igate_edge.training.results --out runs/tabletop --steps 2000 --ratios 1.34,1.7 --seeds 0,1 --measure
+train-demo: .venv-dev/ready ## train the shipped example and its rivals again, two seeds (four to six hours on two cores)
+	$(DEV) -m igate_edge.training.results --out runs/tabletop $(COMPARED)
+	$(DEV) -m igate_edge.training.results --out runs/tabletop $(COMPARED) --measure
 	.venv-dev/bin/igate export runs/tabletop/seed-0/ours-134 --data data/tabletop-128x96-4000 \
 	  --half-weights --out examples/tabletop.igate
 

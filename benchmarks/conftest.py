@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu
 import machine
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from igate_edge.errors import IgateError
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "tabletop.igate"
 FIGURES = "igate figures"
+#: Benchmarks that need a GPU which is not here, and why: not run, and said at the end.
+NOT_HERE = pytest.StashKey[dict[str, str]]()
 #: Engines run on one thread, so on an idle machine both tell the same; a budget is always held in wall time.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 
@@ -32,15 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "peers: needs the extras `peers` and `openvino`; runs with --peers")
+    config.addinivalue_line("markers", 'gpu(what): needs a CUDA GPU that runs what: "gated_select" or "igemm"')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.timeout(1800))  # a small board takes its time
     unasked = [item for item in items if "peers" in item.keywords and not config.getoption("--peers")]
-    if unasked:
-        config.hook.pytest_deselected(items=unasked)
-        items[:] = [item for item in items if item not in unasked]
+    unable = {item: why for item in items if (why := _no_gpu(item))}
+    config.stash[NOT_HERE] = {item.name: why for item, why in unable.items()}
+    if left := [*unasked, *(item for item in unable if item not in unasked)]:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
+def _no_gpu(item: pytest.Item) -> str:
+    """Why this machine cannot run a benchmark of a GPU; "" where it can, and for every other benchmark."""
+    mark = item.get_closest_marker("gpu")
+    return gpu.missing(mark.args[0]) if mark is not None and mark.args else ""
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -73,8 +85,13 @@ def pytest_benchmark_compare_machine_info(machine_info: dict[str, Any], compared
         raise pytest.UsageError(str(error)) from error
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The figures that the benchmarks found, passed or not."""
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The figures that the benchmarks found, passed or not, and what was not run for want of a GPU."""
+    if unable := config.stash.get(NOT_HERE, {}):
+        terminalreporter.section("not run, a GPU is needed", sep="-")
+        for why in dict.fromkeys(unable.values()):
+            names = ", ".join(name for name, reason in unable.items() if reason == why)
+            terminalreporter.write_line(f"{why}: {names}")
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             lines = [text for name, text in report.user_properties if name == FIGURES]
@@ -116,6 +133,20 @@ def seconds(benchmark: Any) -> Callable[..., float]:
         return float(benchmark.stats.stats.median)
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def card() -> Iterator[gpu.Card]:
+    """The GPU, with events and memory to flush its cache."""
+    opened = gpu.Card(gpu.opened()[0])
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def roofline(card: gpu.Card) -> gpu.Roofline:
+    """Measured once a run, on this card."""
+    return card.roofline()
 
 
 @pytest.fixture(scope="session")

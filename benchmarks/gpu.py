@@ -8,14 +8,15 @@ operations a clock of its architecture), since no GEMM library comes with the dr
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from igate_edge.kernels import device, gated_select_op, launcher_ctypes
+from igate_edge.kernels import device, launcher_ctypes
 from igate_edge.kernels.grouped_conv import ConvLayer, GroupedConvPlan
 from igate_edge.kernels.launcher import Module, run
 from igate_edge.kernels.launcher_ctypes import CtypesLauncher
@@ -98,11 +99,11 @@ def conv_work(plan: GroupedConvPlan) -> Work:
 
 def branch_plans(layer: ConvLayer, rows: Sequence[slice]) -> list[GroupedConvPlan]:
     """The same layer as a plan for each branch, all on the same x, each with its own y."""
-    parts = [
-        ConvLayer(layer.weight[each], layer.scale[each], layer.bias[each], layer.size, pads=layer.pads)
-        for each in rows
+    parts = ((layer.weight[each], layer.scale[each], layer.bias[each]) for each in rows)
+    return [
+        GroupedConvPlan.from_layer(replace(layer, weight=weight, scale=scale, bias=bias))
+        for weight, scale, bias in parts
     ]
-    return [GroupedConvPlan.from_layer(part) for part in parts]
 
 
 class Card:
@@ -218,4 +219,4 @@ def missing(what: str) -> str:
 
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} sees no CUDA device"
-    return "" if gated_select_op.importlib.util.find_spec("triton") else "no module named triton"
+    return "" if importlib.util.find_spec("triton") else "no module named triton"

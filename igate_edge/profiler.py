@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from . import __version__
 from . import profiler_nets as nets
 from .compiler import executed, graph, quantize
 from .compiler.latency import LatencyTable
+from .contract import is_number
 from .engines import onnxruntime as ort
 from .errors import InputError, UnavailableError
 from .files import as_path, read_file, write_atomic
@@ -73,16 +75,19 @@ def profile(
     when the machine does not stand still, InputError when a kept part was measured elsewhere.
     """
     target = as_path(path)
+    if target.is_dir():
+        raise InputError("not a place for a table", f"{target} is a folder", "give a file name")
     part = target.with_name(target.name + ".part")
     about = _about(asked)
-    done = _resumed(part, about) if resume else {}
+    plan = {**about, "quick": asked.quick, "version": __version__}  # these decide which networks are measured
+    done = _resumed(part, plan) if resume else {}
     todo = jobs(asked.precision, asked.quick)
     with pinned(asked.threads):
         means = bring(file_of(nets.residual((64, 64), 16), asked.precision), asked.threads)
         for job in watch(todo, len(todo)):
             if job.name not in done:
                 done[job.name] = _measure(job.name, file_of(job.build(), asked.precision), asked, means)
-                write_atomic(part, json.dumps({"about": about, "jobs": done}))
+                write_atomic(part, json.dumps({"about": plan, "jobs": done}))
         reference = float(np.median([item["reference"] for item in done.values()]))
         table = table_of(_found(todo, done, reference), **{**about, "date": _today()})
         table = anchored(table, _wholes(table, asked, means, reference))
@@ -128,8 +133,8 @@ def _resumed(part: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         kept = json.loads(read_file(part))
-        jobs_done, theirs = dict(kept["jobs"]), dict(kept["about"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        jobs_done, theirs = {name: _kept(job) for name, job in dict(kept["jobs"]).items()}, dict(kept["about"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         fix = "start again without --resume"
         raise InputError("the kept part cannot be read", f"{part.name}: {type(error).__name__}", fix) from error
     moving = set(clocks())
@@ -141,6 +146,15 @@ def _resumed(part: Path, about: Mapping[str, Any]) -> dict[str, Any]:
             evidence = f"{part.name}: its {name} is another"
             raise InputError("the kept part was measured elsewhere", evidence, "start again without --resume")
     return jobs_done
+
+
+def _kept(job: Any) -> dict[str, Any]:
+    """A kept job, if it is what `_measure` gives; else raises ValueError, TypeError or KeyError."""
+    times = [job["spread"], job["reference"], *(ms for _, _, _, ms in job["nodes"])]
+    sizes = [size for op, read, made, _ in job["nodes"] for size in (read, made) if isinstance(op, str)]
+    if not all(map(is_number, [*times, *sizes])) or len(sizes) != 2 * len(job["nodes"]) or job["reference"] <= 0:
+        raise ValueError("a time is missing")
+    return dict(job)
 
 
 def _measure(name: str, data: bytes, asked: Asked, means: Means) -> dict[str, Any]:

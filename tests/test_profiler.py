@@ -135,6 +135,8 @@ def test_without_resume_everything_is_measured(few: Callable[[], int], tmp_path:
         (lambda about: about["device"].update(cpu="another"), "its device is another"),
         (lambda about: about["backend"].update(version="0.1"), "its backend is another"),
         (lambda about: about.update(threads=2), "its threads is another"),
+        (lambda about: about.update(quick=True), "its quick is another"),
+        (lambda about: about.update(version="0"), "its version is another"),
     ],
 )
 def test_a_part_of_elsewhere_is_refused(
@@ -158,6 +160,34 @@ def test_a_part_of_elsewhere_is_refused(
     part.write_text(json.dumps(document)[:50])
     with pytest.raises(InputError, match="the kept part cannot be read"):
         profile(tmp_path / "t.json", Asked(), resume=True, bring=machine.bring)
+
+
+@pytest.mark.parametrize(
+    "change", [{"reference": None}, {"reference": 0}, {"spread": float("nan")}, {"nodes": [["Conv", 1, 2]]},
+               {"nodes": [["Conv", 1, 2, "x"]]}, {"nodes": [[None, 1, 2, 0.5]]}, {"nodes": 5}],
+)  # fmt: skip
+def test_a_part_with_a_job_that_is_not_whole_is_refused_and_kept(
+    few: Callable[[], int], change: dict[str, Any], tmp_path: Path
+) -> None:
+    machine = Machine()
+    machine.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        profile(tmp_path / "t.json", Asked(), bring=machine.bring)
+    part = tmp_path / "t.json.part"
+    document = json.loads(part.read_text())
+    next(iter(document["jobs"].values())).update(change)
+    part.write_text(json.dumps(document))
+    before, machine.stop_after = part.read_text(), None
+    with pytest.raises(InputError, match="the kept part cannot be read"):
+        profile(tmp_path / "t.json", Asked(), resume=True, bring=machine.bring)
+    assert part.read_text() == before
+
+
+def test_a_folder_is_refused_before_anything_is_measured(few: Callable[[], int], tmp_path: Path) -> None:
+    machine = Machine()
+    with pytest.raises(InputError, match="is a folder"):
+        profile(tmp_path, Asked(), bring=machine.bring)
+    assert machine.calls == 0
 
 
 def test_what_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

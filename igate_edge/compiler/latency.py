@@ -217,7 +217,8 @@ class LatencyTable:
     def predict(self, model: ir.Model, lowering: str = "merged") -> Prediction:
         """Time of a static float graph once it is quantised and built; lowering picks the anchor, merged or split."""
         if lowering not in list(self.anchors):
-            raise InputError(f"unknown lowering {lowering!r:.60}", f"known: {', '.join(self.anchors)}", "use one of these")
+            known = ", ".join(self.anchors)
+            raise InputError(f"unknown lowering {lowering!r:.60}", f"known: {known}", "use one of these")
         factor = self.anchors[lowering]
         layers = [
             LayerTime(step.name, step.op, max((self.step_ms(step) + self.overhead_ms) * factor, LEAST_MS))

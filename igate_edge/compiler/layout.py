@@ -93,7 +93,7 @@ class Layout:
     def __init__(self, model: ir.Model, choice: str | Mapping[str, str], pad: int, *, stack: bool = True) -> None:
         check_choice(choice)
         if not isinstance(pad, int) or not 1 <= pad <= MAX_PAD:
-            raise InputError("channels cannot be filled up to this", f"a multiple of {pad!r:.40}", f"use 1 to {MAX_PAD}")
+            raise InputError("channels cannot be filled up to this", f"a multiple of {pad!r:.9}", f"use 1 to {MAX_PAD}")
         self.model, self.stack = model, stack
         self.families = families(model)
         self.home = {node: index for index, layer in enumerate(self.families.layers) for node in layer.nodes}

@@ -63,9 +63,7 @@ class Budget:
         if not is_number(self.close) or not 0 < self.close <= 1:
             raise InputError("a budget's close is not usable", f"{self.close!r:.60}", "pass a share of the search")
         if not isinstance(self.table, str) and not callable(getattr(self.table, "predict", None)):
-            raise InputError(
-                "not a latency table", f"got {self.table!r:.60}", "pass a LatencyTable or a file's name"
-            )
+            raise InputError("not a latency table", f"got {self.table!r:.60}", "pass a LatencyTable or a file's name")
 
     def __call__(self, net: InterroGateNet, progress: float = 1.0) -> Tensor:
         pricing = self.pricing(net)
@@ -79,7 +77,9 @@ class Budget:
     def pricing(self, net: InterroGateNet) -> Pricing:
         """The prices of this net's gate patterns; made once a net."""
         if not isinstance(net, InterroGateNet):
-            raise InputError("only a gated net has a price", f"got {type(net).__name__}", "pass what interrogate returns")
+            raise InputError(
+                "only a gated net has a price", f"got {type(net).__name__}", "pass what interrogate returns"
+            )
         if net not in self._pricings:
             self._pricings[net] = Pricing(net, self.latency())
         return self._pricings[net]

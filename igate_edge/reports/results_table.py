@@ -10,7 +10,7 @@ from .sweep import OURS
 
 HEADER = (
     *("net (INT8)", "seed", "mIoU", "depth RMSE m", "normals °", "delta %", "equal %"),
-    *("time", "predicted ms", "MMAC", "useful MMAC", "CPU s"),
+    *("time", "predicted ms", "MMAC", "useful MMAC", "train s"),
 )
 
 

@@ -191,7 +191,7 @@ def sweep_grid(document: Mapping[str, Any]) -> Grid:
         lambda p: times(p.row["train_seconds"] / seconds if seconds else None),
     ]
     metrics = [f"{spec.name}: {METRICS[spec.metric]}" for spec in specs]
-    columns = ("net", "ms", "to plain", "predicted", "delta", *metrics, "MACs", "useful", "params", "CPU to plain")
+    columns = ("net", "ms", "to plain", "predicted", "delta", *metrics, "MACs", "useful", "params", "training to plain")
     rows = [[cell(point) for cell in cells] for point in found]
     seeds = sorted({row["seed"] for row in document["rows"]})
     to = {"single": "single-task nets with the whole compute each", "plain": "the plain shared net"}

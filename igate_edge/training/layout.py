@@ -147,6 +147,15 @@ def load_json(path: Path) -> Any:
         raise DataError(f"broken JSON in {path}", str(error), "mend the file at this place") from error
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """What a file that can be made again holds; {} where there is none, or one that was cut or mixed up."""
+    try:
+        found = load_json(path)
+    except DataError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _parse(path: Path) -> dict[str, Any]:
     data = load_json(path)
     if not isinstance(data, dict):

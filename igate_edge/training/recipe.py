@@ -23,6 +23,7 @@ from ..metrics import delta_mtl
 from .balance import Balance, make_balance
 from .checkpoint import load_tensors
 from .config import TrainConfig, make_tasks
+from .layout import kept
 from .loop import Progress
 from .peers import shrink
 from .source import Source, open_source
@@ -216,8 +217,8 @@ def summary(done: Trained) -> dict[str, Any]:
     """The run as JSON: tasks, input, gates, metrics of the gated net and of the plain one, cost of every stage."""
     stages = {}
     for path in sorted(done.folder.glob("*.json")):
-        row = json.loads(path.read_text())
-        if isinstance(row, dict) and "macs" in row and "steps" in row:
+        row = kept(path)  # a file that is not ours is passed over
+        if "macs" in row and "steps" in row:
             stages[path.stem] = {k: row[k] for k in ("steps", "seconds", "macs", "metrics") if k in row}
     return {
         "tasks": [spec.as_json() for spec in done.specs],

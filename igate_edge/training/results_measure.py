@@ -22,7 +22,7 @@ from ..runtime.cache import fingerprint
 from ..runtime.engine import Engine
 from ..runtime.preprocess import to_input
 from .folder import open_split
-from .layout import held_out, read_info
+from .layout import held_out, kept, read_info
 from .results_rows import onnx_of, paths
 from .rivals import Table
 
@@ -76,7 +76,7 @@ def _bundle(table: Table, file: Path) -> Path:
 def _int8(table: Table, file: Path, bundle: Path) -> dict[str, Any]:
     """Metrics of the INT8 engine on the held-out frames, measured anew only when the network changed."""
     target, key = file.with_suffix(".int8.json"), file.with_suffix(".igate.key").read_text()
-    stored = json.loads(target.read_text()) if target.exists() else {}
+    stored = kept(target)
     if stored.get("key") != key:
         stored = {"key": key, "metrics": accuracy(bundle, _held(table), "int8")}
         write_atomic(target, json.dumps(stored, indent=1) + "\n")

@@ -19,6 +19,7 @@ from ..metrics import delta_mtl
 from ..reports.sharing import layers, stage_fractions
 from .checkpoint import load_tensors
 from .config import TrainConfig
+from .layout import kept
 from .recipe import restore
 from .rivals import BY_WIDTH, Table
 
@@ -104,7 +105,7 @@ def spent(table: Table, name: str) -> dict[str, Any]:
     """
     units = {unit for unit in _closure(table, name) if unit != "balance"}
     files = [file for unit in units for file in sorted((table.folder / unit).glob("*.json"))]
-    stages = [row for row in (json.loads(file.read_text()) for file in files) if "macs" in row and "steps" in row]
+    stages = [row for row in map(kept, files) if "macs" in row and "steps" in row]
     return {
         "train_steps": sum(row["steps"] for row in stages),
         "train_seconds": round(sum(row["seconds"] for row in stages), 1),

@@ -54,7 +54,7 @@ class Shares:
     """How ours divides its compute; the rest goes to the final cycle. Rivals: first cycle `base`, second the rest."""
 
     base: float = 0.35
-    fork: float = 0.12
+    fork: float = 0.03
     search: float = 0.08
 
     def __post_init__(self) -> None:

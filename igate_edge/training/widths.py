@@ -28,6 +28,7 @@ from ..runtime.cache import fingerprint
 from .config import WIDTHS, TrainConfig, digest, make_backbone
 from .goal import Goal
 from .landing import noise
+from .layout import kept
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def fits(
 ) -> dict[str, Fit]:
     """Budget name -> the rivals' widths; kept in `path` for these budgets, this kind of net and this machine."""
     key = fits_key(config, tasks, goals)
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored = kept(path)
     if stored.get("key") != key:
         stored = {"key": key, **_measured(config, tasks, goals, table)}
         path.parent.mkdir(parents=True, exist_ok=True)

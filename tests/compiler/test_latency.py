@@ -103,8 +103,15 @@ def test_no_size_costs_nothing_or_less() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [((0, 3), 1, (8, 8), 4, 4, 1), ((3, 3), 1, (8, 8), 4, 0, 1), ((3, 3), 1, (8, 8), 6, 4, 4),
-     ((3, 3), 1, (8, 8), 4, "a", 1), ((3, 3), 1, (8, 8), 4, float("nan"), 1), ((3, 3), 1, (8, 8), 4, 10**400, 1)]
+    "sizes",
+    [
+        ((0, 3), 1, (8, 8), 4, 4, 1),
+        ((3, 3), 1, (8, 8), 4, 0, 1),
+        ((3, 3), 1, (8, 8), 6, 4, 4),
+        ((3, 3), 1, (8, 8), 4, "a", 1),
+        ((3, 3), 1, (8, 8), 4, float("nan"), 1),
+        ((3, 3), 1, (8, 8), 4, 10**400, 1),
+    ],
 )
 def test_what_is_no_convolution_is_refused(sizes: tuple[Any, ...]) -> None:
     with pytest.raises(InputError, match="not a convolution"):

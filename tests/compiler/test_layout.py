@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -192,8 +193,9 @@ def test_a_skip_with_zeros_in_it_still_leads() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "text"),
-    [("dense", "unknown lowering 'dense'"), ("split:4", "split:4"), ("merged:0", "merged:0"), ("merged:x", "merged:x")],
-)
+    [("dense", "unknown lowering 'dense'"), ("split:4", "split:4"), ("merged:0", "merged:0"), ("merged:x", "merged:x"),
+     ("merged:" + "9" * 5000, "unknown lowering")],
+)  # fmt: skip
 def test_an_unknown_lowering_is_refused(choice: str, text: str) -> None:
     model = plain("chain")
     with pytest.raises(InputError, match=text):
@@ -202,9 +204,15 @@ def test_an_unknown_lowering_is_refused(choice: str, text: str) -> None:
         lay_out(model, {layers(model)[0].name: choice})
 
 
-@pytest.mark.parametrize("pad", [0, -1, 257])
-def test_an_impossible_padding_is_refused(pad: int) -> None:
-    with pytest.raises(InputError, match=f"a multiple of {pad}"):
+@pytest.mark.parametrize("choice", [{1: "split"}, {None: "split", "a": "split"}])
+def test_a_choice_names_its_layers(choice: Any) -> None:
+    with pytest.raises(InputError, match="a choice names its layers"):
+        lay_out(plain("chain"), choice)
+
+
+@pytest.mark.parametrize("pad", [0, -1, 257, 1.5, "16", None])
+def test_an_impossible_padding_is_refused(pad: Any) -> None:
+    with pytest.raises(InputError, match=f"a multiple of {pad!r}"):
         lay_out(plain("chain"), pad=pad)
 
 

@@ -48,6 +48,11 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
         Budget(**{"table": table(), **options})
 
 
+def test_only_a_gated_net_has_a_price(half: Budget) -> None:
+    with pytest.raises(InputError, match="only gated nets have a price: got Linear"):
+        half(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("ratio", [1.2, 50.0])
 def test_one_task_alone_has_nothing_to_spend_a_budget_on(ratio: float) -> None:
     with pytest.raises(BudgetError, match="no budget is left for one task"):

@@ -317,6 +317,8 @@ def test_what_cannot_be_merged_is_refused_with_the_way_out() -> None:
             merge(net)
     with pytest.raises(InputError, match="unknown mode 'filled'.*masked, fill"):
         merge(build("resnet"), "filled")
+    with pytest.raises(InputError, match="unknown mode"):
+        merge(build("resnet"), ["masked"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="only a gated net can be merged: got PlainNet"):
         merge(PlainNet(Block(3, 4), tasks(2)))  # type: ignore[arg-type]
 

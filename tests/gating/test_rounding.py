@@ -12,6 +12,7 @@ from staircase import table
 from torch import nn
 from torch_nets import TinyResNet, scatter, tasks
 
+from igate_edge.errors import InputError
 from igate_edge.gating.budget import Budget
 from igate_edge.gating.convert import InterroGateNet, interrogate
 from igate_edge.gating.pricing import Pricing, live_values
@@ -168,3 +169,9 @@ def test_worth_is_what_closing_costs() -> None:
             assert worth[task, granule] == pytest.approx(values[1] - values[0], rel=1e-3)
     net.set_gates({site.name: torch.ones(2, 8, dtype=torch.bool)})
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_the_worth_of_another_net_is_refused(net: InterroGateNet, budget: Budget) -> None:
+    for worth in ([], [np.zeros((1, 1))], random_worth(budget.pricing(net), 0)[:-1]):
+        with pytest.raises(InputError, match="the gates' worth is of another net"):
+            round_gates(net, budget, worth)

@@ -87,6 +87,16 @@ def test_a_machine_that_is_never_fast_enough_is_said(net: InterroGateNet, budget
         land(opened(net), budget, None, slow)
 
 
+def test_nothing_is_landed_with_frozen_gates_or_no_builds(net: InterroGateNet, budget: Budget) -> None:
+    for builds in (0, -1, 1.5, "2"):
+        with pytest.raises(InputError, match="nothing can be landed"):
+            land(opened(net), budget, None, machine(budget, [], lambda _: 1.0), builds)  # type: ignore[arg-type]
+    frozen = interrogate(TinyResNet(8), tasks(), granule=2)
+    frozen.freeze_gates()
+    with pytest.raises(InputError, match="frozen gates: True"):
+        land(frozen, budget)
+
+
 def test_the_nearest_is_kept_when_none_lands(net: InterroGateNet, budget: Budget) -> None:
     """Engines come in two speeds: 80 % and 110 % of the budget."""
 

@@ -18,7 +18,7 @@ from igate_edge.training.checkpoint import load_tensors
 from igate_edge.training.config import TrainConfig, make_tasks
 from igate_edge.training.loop import Run, fit
 from igate_edge.training.source import open_source, thin
-from igate_edge.training.stages import auto_granule, build_plain
+from igate_edge.training.stages import Done, auto_granule, build_plain
 from igate_edge.training.step import Optim, evaluate, make_optimizers, set_lr, train_step
 
 
@@ -192,3 +192,12 @@ def test_unknown_task_of_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_granule_is_an_eighth_and_at_least_four() -> None:
     assert [auto_granule(c) for c in (8, 32, 64, 128, 256)] == [4, 4, 8, 16, 32]
+
+
+def test_a_file_that_is_not_of_the_run_does_no_harm_to_its_summary(tmp_path: Path) -> None:
+    for name, text in (("notes.json", "{"), ("list.json", "[1]"), ("plain.json", '{"macs": 1, "steps": 2}')):
+        (tmp_path / name).write_text(text)
+    done = Done("final", tmp_path / "final.safetensors", "", {"hard": {}})
+    assert recipe.summary(recipe.Trained(tmp_path, TINY, (), done, done))["stages"] == {
+        "plain": {"steps": 2, "macs": 1}
+    }

@@ -89,6 +89,9 @@ def test_what_was_measured_is_kept_for_the_same_net_and_budgets_only(
     assert count(replace(CONFIG, seed=7, lr=1.0), GOALS) == 0
     assert count(CONFIG, GOALS[:1]) > 0
     assert count(replace(CONFIG, width=34), GOALS[:1]) > 0
+    for cut in ('{"key": "', "[]", "5"):
+        path.write_text(cut)
+        assert count(CONFIG, GOALS[:1]) > 0, "what cannot be read is measured again"
 
 
 def test_milliseconds_are_budgets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
