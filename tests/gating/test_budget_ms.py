@@ -49,7 +49,7 @@ def test_nonsense_is_refused(options: dict[str, Any]) -> None:
 
 
 def test_only_a_gated_net_has_a_price(half: Budget) -> None:
-    with pytest.raises(InputError, match="only gated nets have a price: got Linear"):
+    with pytest.raises(InputError, match="only a gated net has a price: got Linear"):
         half(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
