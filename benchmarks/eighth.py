@@ -32,18 +32,21 @@ class Eighth:
 
 
 def timed(seconds: float, clock: Callable[[], float]) -> Eighth:
-    """Build and time: "ours" (merged), "plain", "separate", "dense" (equal useful MACs), "peak" (large layers only)."""
+    """Build and time: "ours" (merged), "split" (the same net), "plain", "separate", "dense" (equal useful MACs), "peak"
+    (large layers only).
+    """
     gated = subjects.gated(WIDTH, SIZE)
     chosen = subjects.gates(gated, subjects.joint(gated, 1 / 8, GRANULE))
     useful = subjects.useful_macs(chosen)
     plain = subjects.plain(WIDTH, SIZE)
     nets = {
         "ours": subjects.build(chosen, "merged", useful),
+        "split": subjects.build(chosen, "split", useful),
         "plain": subjects.build(plain),
         "dense": subjects.build(subjects.dense(useful, SIZE)),
         "peak": subjects.build(subjects.peak(SIZE)),
     }
     runs: dict[str, Any] = {name: net.run for name, net in nets.items()}
     runs["separate"] = subjects.together([subjects.build(model) for model in subjects.singles(plain)])
-    pairs = [("ours", "plain"), ("separate", "ours"), ("ours", "dense"), ("ours", "peak")]
+    pairs = [("ours", "plain"), ("split", "plain"), ("separate", "ours"), ("ours", "dense"), ("ours", "peak")]
     return Eighth(nets, measure(runs, subjects.image(SIZE), pairs, seconds=seconds, clock=clock))

@@ -1,6 +1,7 @@
-"""The figures of one net: an eighth of the channels specialised, the same for all tasks, laid out as merged.
+"""The figures of one net: an eighth of the channels specialised, the same for all tasks.
 
-ResNet-18 of 64 channels at 128x128, three tasks; see eighth.py.
+ResNet-18 of 64 channels at 128x128, three tasks; see eighth.py. Its time is that of the faster layout, which
+`igate build --tune` finds; everything else is asked of the merged one, the default.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ LEAST_PEAK = 0.65
 def test_an_eighth_specialised_against_the_plain_net(
     eighth: Eighth, benchmark: Any, figures: Callable[..., None]
 ) -> None:
-    eighth.keep(benchmark, "ours")
-    fix = "look at the layers: igate bench, and benchmarks/test_latency_model.py"
     times = eighth.times
-    pair = judging.at_most("ours / plain", times["ours"], times["plain"], MOST_OF_PLAIN, fix)
+    layouts = {"merged": times["ours"], "split": times["split"]}
+    best = min(layouts, key=lambda name: float(np.median(layouts[name])))
+    eighth.keep(benchmark, "ours" if best == "merged" else "split")
+    fix = "look at the layers: igate bench, and benchmarks/test_latency_model.py"
+    pair = judging.at_most(f"ours ({best}) / plain", layouts[best], times["plain"], MOST_OF_PLAIN, fix)
     low, high = pair["interval"]
+    each = ", ".join(f"{name} {ms(seconds):.2f} ms" for name, seconds in layouts.items())
     figures(
-        f"ours / plain {pair['ratio']:.3f} ({low:.3f}-{high:.3f}, at most {MOST_OF_PLAIN}): {ms(times['ours']):.2f} "
-        f"ms, plain {ms(times['plain']):.2f} ms, {len(times['ours'])} rounds",
+        f"ours ({best}) / plain {pair['ratio']:.3f} ({low:.3f}-{high:.3f}, at most {MOST_OF_PLAIN}): {each}, "
+        f"plain {ms(times['plain']):.2f} ms, {len(layouts[best])} rounds",
         ours_over_plain=pair["ratio"],
     )
 
