@@ -9,7 +9,7 @@ from .cli_console import Answer
 from .errors import InputError
 from .reports.grids import cost_grid, stage_grid
 from .reports.sharing import layers, stage_fractions
-from .reports.tables import Grid, flat, number, size_of
+from .reports.tables import Grid, budget_line, flat, number, size_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -114,7 +114,9 @@ def _shown(document: dict[str, Any]) -> list[Any]:
     shown += ["", cost_grid(document["cost"], len(document["tasks"]))]
     facts = [
         ("preprocessing", f"(rgb / 255 - mean) / std, mean {_triple(size['mean'])}, std {_triple(size['std'])}"),
-        *((key.replace("_", " "), flat(document.get(key))) for key in ("created_by", "calibration", "budget", "seal")),
+        *((key.replace("_", " "), flat(document.get(key))) for key in ("created_by", "calibration")),
+        ("budget", budget_line(document.get("budget"))),
+        ("seal", flat(document.get("seal"))),
         ("golden frames", str(document.get("golden_frames", ""))),
         *((key.replace("_", " "), flat(value)) for key, value in (document.get("training") or {}).items()),
     ]

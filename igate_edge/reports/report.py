@@ -24,7 +24,7 @@ from .grids import (
 )
 from .page import bullets, facts, page, paragraph
 from .sharing import Layer, layers, sharing_svg, stage_fractions
-from .tables import Grid, count, flat, number, percent, sentence_list, size_of, times
+from .tables import Grid, budget_line, count, flat, number, percent, sentence_list, size_of, times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -298,7 +298,7 @@ def _provenance(evidence: Evidence) -> str:
         ("identity", evidence.bundle.seal),
         ("form", f"{manifest.get('form', '')}, ONNX opset {manifest.get('opset', '')}"),
         ("calibration", flat(manifest.get("calibration"))),
-        ("budget", flat(manifest.get("budget"))),
+        ("budget", budget_line(manifest.get("budget"))),
         ("engine", f"{evidence.build.backend} {evidence.build.version}, {evidence.build.threads} thread(s)"),
         ("machine", flat(evidence.build.device)),
     ]

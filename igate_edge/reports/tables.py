@@ -151,3 +151,20 @@ def flat(value: Any) -> str:
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
         return value[:12]
     return number(value) if isinstance(value, float) else str(value)
+
+
+def budget_line(budget: Any) -> str:
+    """A manifest's budget on one line: what was asked, what the engine took, where; others as `flat` puts them.
+
+    >>> budget_line({"kind": "Budget", "ratio": 1.34, "measured_ratio": 1.307, "device": {"cpu": "AMD EPYC"}})
+    '1.34 times the plain shared net: 1.31 measured on AMD EPYC'
+    """
+    if not isinstance(budget, dict) or budget.get("kind") != "Budget":
+        return flat(budget)
+    key = "ratio" if budget.get("ratio") is not None else "ms"
+    said = "{} times the plain shared net" if key == "ratio" else "{} ms"
+    found = [(word, budget.get(f"{word}_{key}")) for word in ("measured", "predicted")]
+    words = [f"{number(value)} {word}" for word, value in found if isinstance(value, float)]
+    device = budget.get("device")
+    place = f" on {device['cpu']}" if words and isinstance(device, dict) and device.get("cpu") else ""
+    return said.format(flat(budget.get(key))) + (f": {', '.join(words)}{place}" if words else "")

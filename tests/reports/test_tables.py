@@ -9,7 +9,7 @@ from rich.console import Console
 
 from igate_edge.contract import OutputSpec
 from igate_edge.reports.grids import accuracy_grid, results_nets
-from igate_edge.reports.tables import Grid, count, number, percent, size_of, times
+from igate_edge.reports.tables import Grid, budget_line, count, flat, number, percent, size_of, times
 
 SPECS = [OutputSpec("semseg", "semseg", 2), OutputSpec("depth", "depth", 1)]
 
@@ -70,3 +70,18 @@ def test_accuracy_without_a_task_says_so_instead_of_failing() -> None:
     grid = accuracy_grid(SPECS, {"ours, float": {"semseg": {"miou": 0.4}}})
     assert list(grid.rows[0]) == ["ours, float", "0.400", "-"]
     assert results_nets(None) == {}
+
+
+def test_a_budget_of_time_is_a_sentence_and_others_stay_lists() -> None:
+    found = {
+        "kind": "Budget",
+        "ms": 4.0,
+        "ratio": None,
+        "measured_ms": 3.9,
+        "predicted_ms": 3.8,
+        "device": {"cpu": "X"},
+    }
+    assert budget_line(found) == f"{number(4.0)} ms: {number(3.9)} measured, {number(3.8)} predicted on X"
+    assert budget_line({"kind": "Budget", "ms": 4.0}) == f"{number(4.0)} ms"
+    assert budget_line({"own_channels": 0.25}) == flat({"own_channels": 0.25})
+    assert budget_line(None) == ""
