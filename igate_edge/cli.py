@@ -238,7 +238,7 @@ def sweep(
     size: Annotated[str | None, typer.Option(help="Input as WIDTHxHEIGHT. Default 128x96.")] = None,
     frames: Annotated[int | None, typer.Option(min=8, help="Frames to generate. Default 4000.")] = None,
     weight: Annotated[list[str] | None, typer.Option(metavar="TASK=W", help="Loss weights. Default: measured.")] = None,
-    shares: Annotated[str | None, typer.Option(help="Ours' warm start, fork, search. Default 0.4,0.06,0.08.")] = None,
+    shares: Annotated[str | None, typer.Option(help="Ours' warm start, fork, search. Default 0.7,0.03,0.07.")] = None,
     config: Annotated[Path | None, typer.Option(help="More settings, as a run's config.json.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Interleaved timing rounds.")] = 100,
 ) -> Answer:

@@ -99,3 +99,9 @@ def test_a_rival_has_the_budget_that_it_was_made_for(tmp_path: Path) -> None:
     found = budget_of(table, {"budgets": ["200", BUDGET.name]})
     assert found is not None and (found["kind"], found["ratio"], found["ms"]) == ("Budget", BUDGET.ratio, None)
     assert budget_of(table, {"budgets": []}) is None
+
+
+def test_five_budgets_of_ours_cost_about_two_trainings() -> None:
+    shares = SMALL.shares
+    shared = shares.base + shares.fork
+    assert shared + 5 * (1 - shared) == pytest.approx(2.08)
