@@ -14,14 +14,14 @@ import numpy as np
 
 from .builder import networks, ranges_for
 from .bundle import Bundle
-from .compiler import calibrate, cost, graph, layout, masks, quantize
+from .compiler import cost, graph, layout, masks, quantize
 from .engines import onnxruntime as ort
 from .errors import InputError
 from .plain import fill
 from .profiler_clock import LEAST_SHARE
 from .runtime.cache import fingerprint
 from .runtime.preprocess import to_input
-from .timing import interleave, pinned, ratio
+from .timing import interleave, noise, noise_int8, pinned, ratio
 
 _RANDOM_FRAMES = 8
 
@@ -154,19 +154,19 @@ def _nets(bundle: Bundle, threads: int, choice: str | Mapping[str, str]) -> tupl
     laid = layout.lay_out(model, choice)
     ranges, notes = ranges_for(bundle, laid)
     plain = graph.load(fill(bundle.plain))
-    frames = _noise(bundle)
+    frames = noise(bundle.preprocess, _RANDOM_FRAMES)
     names = [spec.name for spec in bundle.tasks]
     singles = [layout.lay_out(masks.keep_outputs(plain, [name])).model for name in names]
     nets = {
         "ours": _net("ours, INT8", [(laid.model, quantize.quantize(laid.model, ranges, dialect="ort"))], threads),
         "ours-float": _net("ours, float", [(laid.model, None)], threads),
-        "plain": _net("plain shared net, INT8", [(plain, _random_int8(plain, frames))], threads),
+        "plain": _net("plain shared net, INT8", [(plain, noise_int8(plain, frames))], threads),
         "separate": _net(
-            f"{len(names)} separate nets, INT8", [(single, _random_int8(single, frames)) for single in singles], threads
+            f"{len(names)} separate nets, INT8", [(single, noise_int8(single, frames)) for single in singles], threads
         ),
     }
     if graph.meta(model)["form"] == "gated":
-        nets["dense"] = _net("run-time-gated net, INT8", [(model, _random_int8(model, frames))], threads)
+        nets["dense"] = _net("run-time-gated net, INT8", [(model, noise_int8(model, frames))], threads)
     return nets, notes
 
 
@@ -184,13 +184,3 @@ def _net(label: str, parts: list[tuple[Any, Any]], threads: int) -> _Net:
             session.run(image)
 
     return _Net(label, run, sessions, int(macs), int(sum(count.params for count in counts)), float(share))
-
-
-def _random_int8(model: Any, frames: list[np.ndarray]) -> Any:
-    return quantize.quantize(model, calibrate.calibrate(model, frames), dialect="ort")
-
-
-def _noise(bundle: Bundle) -> list[np.ndarray]:
-    size, rng = bundle.preprocess, np.random.default_rng(0)
-    shape = (_RANDOM_FRAMES, size.height, size.width, 3)
-    return [to_input(frame, size) for frame in rng.integers(0, 256, shape, np.uint8)]

@@ -6,11 +6,18 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .compiler import calibrate, quantize
 from .engines import onnxruntime as ort
+from .runtime.preprocess import to_input
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .contract import Preprocess
 
 #: A ratio is called meaningless when its median is not known (95 %) to within this share of it in all,
 MAX_INTERVAL = 0.1
@@ -90,3 +97,14 @@ def pinned(threads: int) -> Iterator[bool]:
         yield True
     finally:
         os.sched_setaffinity(0, before)
+
+
+def noise(size: Preprocess, count: int = 4) -> list[np.ndarray]:
+    """Frames to calibrate an engine with that is only timed, preprocessed: the same noise every time."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size.height, size.width, 3), np.uint8)
+    return [to_input(frame, size) for frame in pixels]
+
+
+def noise_int8(model: ir.Model, frames: list[np.ndarray]) -> ir.Model:
+    """A float graph quantised for ONNX Runtime with ranges from `noise`: an engine's time does not depend on them."""
+    return quantize.quantize(model, calibrate.calibrate(model, frames), dialect="ort")

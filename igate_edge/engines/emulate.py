@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from igate_edge.kernels.grouped_conv import ConvLayer, GroupedConvPlan
 from igate_edge.kernels.memory import address, aligned, device_array
 
 from ..compiler.groups import constant, is_activation, name_of
-from ..errors import GraphError, InputError
+from ..errors import GraphError
 from .emulate_graph import ConvStep, HostStep, LoadStep, StoreStep, program
+from .session import Closing, check_image, closed
 
 
 def probe() -> dict[str, Any]:
@@ -46,7 +46,7 @@ class LayerReport:
     padded_macs: int = 0
 
 
-class Session:
+class Session(Closing):
     """One opened model, `run` like every engine's. kernels=False computes the same from the integer references."""
 
     def __init__(self, model: ir.Model, kernels: bool = True) -> None:
@@ -72,11 +72,8 @@ class Session:
     def trace(self, image: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """(outputs, the stored INT8 tensors of all layers by name), both [1, C, ...]."""
         if not self._open:
-            raise InputError("the engine is closed", "run was called after close", "open it again")
-        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.shape != self.shape:
-            seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            fix = "preprocess the frame with runtime.preprocess.to_input"
-            raise InputError("the image does not fit the engine", f"float32 {self.shape} expected, {seen} given", fix)
+            raise closed()
+        check_image(image, self.shape)
         floats, stored, scales = {self.input: image}, dict[str, np.ndarray](), self._program.scales
         for step in self._program.steps:
             if isinstance(step, ConvStep):
@@ -128,14 +125,6 @@ class Session:
     def close(self) -> None:
         """Free the session; closing twice is fine."""
         self._open = False
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _plan(layer: ConvLayer) -> GroupedConvPlan:

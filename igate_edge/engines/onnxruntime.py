@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import CheckFailed, GraphError, InputError, UnavailableError
+from .session import Closing, check_image, closed
 
 #: More threads than this, on a machine with fewer cores, only wait for each other.
 MAX_THREADS = 64
@@ -83,7 +83,7 @@ def _session(model: bytes, threads: int, optimise: bool, save: Path | None = Non
         ) from error
 
 
-class Session:
+class Session(Closing):
     """One opened model. `run` may be called from several threads at once: every call has its own buffers.
 
     `close` waits for nobody: a call that has begun ends normally, a later one raises InputError.
@@ -105,14 +105,8 @@ class Session:
         """Raw outputs by name for a preprocessed image, float32 of the input's shape; else raises InputError."""
         session = self._session
         if session is None:
-            raise InputError("the engine is closed", "run was called after close", "open it again")
-        if not isinstance(image, np.ndarray) or image.dtype != self.dtype or image.shape != self.shape:
-            seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise InputError(
-                "the image does not fit the engine",
-                f"{self.dtype} {self.shape} expected, {seen} given",
-                "preprocess the frame with runtime.preprocess.to_input",
-            )
+            raise closed()
+        check_image(image, self.shape, self.dtype)
         try:
             values = session.run(self.outputs, {self.input: image})
         except Exception as error:  # as for opening: classes without a common base
@@ -125,14 +119,6 @@ class Session:
     def close(self) -> None:
         """Free the session; closing twice is fine."""
         self._session = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

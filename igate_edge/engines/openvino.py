@@ -9,13 +9,13 @@ signed activations meet saturating INT16 sums there, so answers are further from
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import GraphError, InputError, UnavailableError
+from ..errors import GraphError, UnavailableError
 from .onnxruntime import Coverage, check_threads, conv_macs
+from .session import Closing, check_image, closed
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +57,7 @@ def _compile(model: bytes, threads: int) -> Any:
         raise GraphError("OpenVINO does not take this model", text, "use the default engine, onnxruntime") from error
 
 
-class Session:
+class Session(Closing):
     """One opened model; the interface of `engines.onnxruntime.Session`. Calls from several threads wait for each other.
 
     The caller owns the results.
@@ -75,14 +75,10 @@ class Session:
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Raw outputs by name for a preprocessed image, float32 of the input's shape; else raises InputError."""
-        if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.shape != self.shape:
-            seen = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            evidence = f"float32 {self.shape} expected, {seen} given"
-            fix = "preprocess the frame with runtime.preprocess.to_input"
-            raise InputError("the image does not fit the engine", evidence, fix)
+        check_image(image, self.shape)
         with self._lock:
             if self._request is None:
-                raise InputError("the engine is closed", "run was called after close", "open it again")
+                raise closed()
             values = self._request.infer({0: image})
             # Its buffers are written again by the next call.
             return {name: np.array(values[index]) for index, name in enumerate(self.outputs)}
@@ -91,14 +87,6 @@ class Session:
         """Free the session; closing twice is fine."""
         with self._lock:
             self._request = None
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def inspect(model: bytes) -> Coverage:

@@ -19,7 +19,7 @@ from .merge_layout import owners, runs
 from .merge_plan import Physical, lay_out
 from .net import InterroGateNet
 from .placement import operation
-from .plain import PlainNet, losses_of, weighted_sum
+from .plain import PlainNet, TaskNet
 from .streams import Plan, evaluate, input_value
 from .view import fold_head, fold_norms
 
@@ -72,7 +72,7 @@ class _Once(nn.Module):
         return [values[index] for index in self.plan.outputs]
 
 
-class MergedNet(_Once):
+class MergedNet(_Once, TaskNet):
     """What `merge` returns; an ordinary nn.Module with the interface of a PlainNet.
 
     Parameters: backbone.<path>, heads.<task>.<path>, skips.<step>.weight (1x1 convolutions that build an operand which
@@ -121,27 +121,10 @@ class MergedNet(_Once):
         self._plain = (copy.deepcopy(net.branches["shared"]).to("meta"), net.plan.shapes[0])
         self._widths = {place.name: physical.layouts[place.step].width for place in net.places}
 
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, in order."""
-        return [task.name for task in self.tasks]
-
     def forward(self, image: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Raw outputs by task name (all, or those in `tasks`); image float32 [N,3,H,W]."""
         features = self.maps(image)
         return {t.name: self.heads[t.name](features) for t in self.tasks if tasks is None or t.name in tasks}
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss per task that has a label in the batch, unweighted; the heads of the others do not run."""
-        return losses_of(self, self.tasks, batch)
-
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Weighted sum of the losses, scalar."""
-        return weighted_sum(self.tasks, self.losses(batch))
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """All parameters: there are no gates and no mixes."""
-        return list(self.parameters())
 
     def gate_masks(self) -> dict[str, Tensor]:
         """The decisions that this net was merged with, by site, bool [T,C]."""

@@ -14,7 +14,7 @@ from .compact import Compact, fix_site
 from .execute import Need, Select, find_need, run
 from .gate import Gates
 from .placement import Place
-from .plain import load_into, losses_of, make_heads, split_state, weighted_sum
+from .plain import TaskNet, load_into, make_heads, split_state
 from .site import GateSite
 from .streams import Plan
 from .view import ConstantSite, GatedView, fold_head, fold_norms
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..training.tasks import Task
 
 
-class InterroGateNet(nn.Module):
+class InterroGateNet(TaskNet):
     """What `interrogate` returns; an ordinary nn.Module: deepcopy, state_dict, train, to and optimisers work as usual.
 
     Parameters: branches.<task or "shared">.<path in the backbone>, heads.<task>.<path>, sites.<site>.beta [T,C] and
@@ -48,11 +48,6 @@ class InterroGateNet(nn.Module):
         self.sites = nn.ModuleDict(sites)
         self._needs: dict[tuple[int, ...], Need] = {}
         self._compact: tuple[Any, Compact] | None = None
-
-    @property
-    def task_names(self) -> list[str]:
-        """Names of the tasks, in order."""
-        return [task.name for task in self.tasks]
 
     def forward(self, image: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Raw outputs by task name; image float32 [N,3,H,W].
@@ -79,14 +74,6 @@ class InterroGateNet(nn.Module):
             self.tasks[t].name: self.heads[self.tasks[t].name]([fetch(index, t) for index in self.plan.outputs])
             for t in active
         }
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss per task that has a label in the batch, unweighted; see `forward` for what happens to the others."""
-        return losses_of(self, self.tasks, batch)
-
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Weighted sum of the losses, scalar; add a budget to it (gating/budget.py)."""
-        return weighted_sum(self.tasks, self.losses(batch))
 
     def gate_sites(self) -> list[GateSite]:
         """Sites in execution order."""

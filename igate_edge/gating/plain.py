@@ -20,7 +20,30 @@ if TYPE_CHECKING:
     from ..training.tasks import Task
 
 
-class PlainNet(nn.Module):
+class TaskNet(nn.Module):
+    """What every net of several tasks has: their losses, and the parameters that learn from them."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in order."""
+        return [task.name for task in self.tasks]
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Loss per task that has a label in the batch, unweighted; the heads of the others do not run."""
+        return losses_of(self, self.tasks, batch)
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Weighted sum of the losses, scalar."""
+        return weighted_sum(self.tasks, self.losses(batch))
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All parameters: there are no gates and no mixes."""
+        return list(self.parameters())
+
+
+class PlainNet(TaskNet):
     """Plain shared multi-task net with the interface of an InterroGateNet, and the rival of every gated net.
 
     backbone: [N,3,H,W] -> feature maps, fine to coarse; it is copied. example: [1,3,H,W], gives the shapes (default
@@ -39,18 +62,6 @@ class PlainNet(nn.Module):
         """Raw outputs by task name (all, or those in `tasks`); image float32 [N,3,H,W]."""
         features = feature_maps(self.backbone(image))
         return {t.name: self.heads[t.name](features) for t in self.tasks if tasks is None or t.name in tasks}
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss per task that has a label in the batch, unweighted; the heads of the others do not run."""
-        return losses_of(self, self.tasks, batch)
-
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Weighted sum of the losses, scalar."""
-        return weighted_sum(self.tasks, self.losses(batch))
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """All parameters: there are no gates and no mixes."""
-        return list(self.parameters())
 
     @torch.no_grad()
     def export_view(self) -> PlainView:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .plain import PlainNet, check_tasks, losses_of, weighted_sum
+from .plain import PlainNet, TaskNet, check_tasks
 from .view import PlainView
 
 
-class SeparateNets(nn.Module):
+class SeparateNets(TaskNet):
     """PlainNets that share nothing but the image, with the interface of one PlainNet.
 
     Parameters are named nets.<number>.<path in the PlainNet>. Raises InputError when two nets have the same task.
@@ -27,18 +26,6 @@ class SeparateNets(nn.Module):
     def forward(self, image: Tensor, tasks: Collection[str] | None = None) -> dict[str, Tensor]:
         """Raw outputs by task name (all, or those in `tasks`); image float32 [N,3,H,W]."""
         return {name: raw for net in self.nets for name, raw in net(image, tasks).items()}
-
-    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss per task that has a label in the batch, unweighted."""
-        return losses_of(self, self.tasks, batch)
-
-    def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Weighted sum of the losses, scalar."""
-        return weighted_sum(self.tasks, self.losses(batch))
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """All parameters of all nets."""
-        return list(self.parameters())
 
     @torch.no_grad()
     def export_view(self) -> SeparateView:

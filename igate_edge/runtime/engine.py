@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..bundle import Bundle
 from ..contract import OutputSpec, Preprocess
+from ..engines.session import Closing
 from ..errors import CheckFailed, InputError
 from .postprocess import decode
 from .preprocess import check_frame, to_input
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..engines.onnxruntime import Session
 
 
-class Engine:
+class Engine(Closing):
     """All tasks of a bundle in one call a frame. Threads may share an engine; every result is an array of its own.
 
     Make one with `Engine.open` and close it, or use it in a `with` block. `report` says what was built and why.
@@ -84,11 +84,3 @@ class Engine:
         session, self._session = self._session, None
         if session is not None:
             session.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import timing
-from ..compiler import calibrate, graph, layout, quantize
-from ..contract import Preprocess
+from ..compiler import graph, layout
 from ..engines import onnxruntime as ort
 from ..errors import BudgetError, InputError
 from ..gating.budget import LANDING, Budget
@@ -22,7 +21,6 @@ from ..gating.export import to_onnx
 from ..gating.merge import merge_unchecked
 from ..gating.net import InterroGateNet
 from ..gating.rounding import Coarse, assign, coarse, round_gates
-from ..runtime.preprocess import to_input
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -113,7 +111,7 @@ def land(
 def measured(plain: ir.Model) -> Measure:
     """Times merged engines of a net's patterns: INT8, one thread, batch 1, interleaved with the plain shared net's."""
     size = graph.preprocess(plain)
-    frames = noise(size)
+    frames = timing.noise(size)
     reference = int8(plain, frames)
 
     def one(gated: InterroGateNet) -> Measured:
@@ -144,16 +142,9 @@ def compare(ours: bytes, plain: bytes, image: np.ndarray) -> Measured:
     return Measured(float(np.median(times)), float(np.median(ratios)), float(interval))
 
 
-def noise(size: Preprocess) -> list[np.ndarray]:
-    """Frames to calibrate an engine of untrained weights with, preprocessed."""
-    pixels = np.random.default_rng(0).integers(0, 256, (4, size.height, size.width, 3), np.uint8)
-    return [to_input(frame, size) for frame in pixels]
-
-
 def int8(model: ir.Model, frames: list[np.ndarray]) -> bytes:
     """A float graph laid out as a build does, and quantised: an engine's time does not depend on the ranges."""
-    laid = layout.lay_out(model).model
-    return graph.dump(quantize.quantize(laid, calibrate.calibrate(laid, frames), dialect="ort"))
+    return graph.dump(timing.noise_int8(layout.lay_out(model).model, frames))
 
 
 def _measured(net: InterroGateNet, budget: Budget, found: Measured, builds: int) -> Landed:

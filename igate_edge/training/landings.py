@@ -20,10 +20,11 @@ from ..errors import IgateError
 from ..files import write_atomic
 from ..gating.budget import LANDING, TABLE
 from ..gating.export import to_onnx
+from ..timing import noise
 from .balance import Balance
 from .config import TrainConfig, make_tasks
 from .folder import load_arrays, read_info
-from .landing import compare, int8, noise
+from .landing import compare, int8
 from .recipe import fork, restore
 from .source import Source, from_arrays
 from .stages import Context, Done, freeze, merged, plain, search

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import backbones, timing
-from ..compiler import calibrate, graph, quantize
+from ..compiler import graph
 from ..engines import onnxruntime as ort
 from ..files import write_atomic
 from ..gating.convert import PlainNet
@@ -27,7 +27,6 @@ from ..gating.separate import SeparateNets
 from ..runtime.cache import fingerprint
 from .config import WIDTHS, TrainConfig, digest, make_backbone
 from .goal import Goal
-from .landing import noise
 from .layout import kept
 from .tasks import Task
 
@@ -154,12 +153,12 @@ def widest(goal: Goal, measured: Mapping[str, tuple[float, float]], kind: str) -
 def times(graphs: Mapping[str, ir.Model]) -> dict[str, tuple[float, float]]:
     """Name -> (median milliseconds, ratio to "plain") of INT8 engines with ranges from noise, interleaved."""
     model = next(iter(graphs.values()))
-    frames = noise(graph.preprocess(model))
+    frames = timing.noise(graph.preprocess(model))
     with timing.pinned(1), ExitStack() as stack:
         runs: dict[str, Any] = {}
         for name, net in graphs.items():
-            quantised = quantize.quantize(net, calibrate.calibrate(net, frames), dialect="ort")
-            runs[name] = stack.enter_context(closing(ort.open(graph.dump(quantised), threads=1))).run
+            engine = graph.dump(timing.noise_int8(net, frames))
+            runs[name] = stack.enter_context(closing(ort.open(engine, threads=1))).run
         seconds = timing.interleave(runs, frames[0], ROUNDS)
     plain = seconds["plain"]
     return {name: (float(np.median(t) * 1e3), float(timing.ratio(t, plain)["ratio"])) for name, t in seconds.items()}
