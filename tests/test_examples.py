@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -20,4 +21,5 @@ def test_own_backbone(tmp_path, capsys):
     assert {task["name"] for task in bundle.manifest["tasks"]} == {"semseg", "depth"}
     assert any("1" in share for share in opened) and any("0" in share for share in opened), "some gates are open"
     said = capsys.readouterr().out
-    assert "the engine takes 98% of the budget\n" in said and "engine runs in" in said
+    # On another machine than the table's nothing is measured, and the share is the predicted one.
+    assert re.search(r"the engine takes (9[5-9]|100)% of the budget", said) and "engine runs in" in said

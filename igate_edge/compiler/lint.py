@@ -41,6 +41,8 @@ CODES = {
     "IG130": "INT8 activation in the ONNX Runtime dialect",
     "IG131": "products that may saturate",
 }
+#: Warnings that a builder need not see: TensorRT would take the graph, and run it slower than it has to be.
+_NEVER_BUILT = frozenset({"IG108"})
 GRANULE = 16  # TensorRT's INT8 layouts are vectors of 32 channels, at least 16 to be worth it
 
 
@@ -75,6 +77,11 @@ def lint(model: ir.Model, dialect: str = "trt") -> list[Finding]:
         for check in _CHECKS[dialect]:
             found.extend(check(node, context))
     return found
+
+
+def refusals(model: ir.Model) -> list[Finding]:
+    """Findings for which a graph is not handed to TensorRT at all: every error, and a gather over channels."""
+    return [one for one in lint(model, "trt") if one.severity == "error" or one.code in _NEVER_BUILT]
 
 
 def _model(model: ir.Model, dialect: str) -> Iterator[Finding]:
@@ -202,7 +209,7 @@ def _float_types(node: ir.Node, _: _Context) -> Iterator[Finding]:
 
 
 def _channels(node: ir.Node, _: _Context) -> Iterator[Finding]:
-    if node.op_type == "Gather" and groups.is_activation(node.inputs[0]):
+    if node.op_type == "Gather" and constant(node.inputs[0]) is None:
         axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
         if axis in (1, -3):
             fix = "permute the next layer's weights instead"

@@ -119,7 +119,8 @@ def test_a_frozen_net_has_a_constant_budget() -> None:
 def test_a_requested_fraction_is_reached(target: float) -> None:
     """At the recipe's rates the search alone gets below the target; the last gates by rank: within 2 points.
 
-    It may close too many (a hinge has no pull upwards): only the smallest target is held to 6 points here.
+    It may close too many (a hinge has no pull upwards): only the smallest target is held to 8 points here, since
+    100 steps end a gate or two apart on processors that sum in another order.
     """
     config, steps = TrainConfig(budget=target), 100
     torch.manual_seed(0)
@@ -133,7 +134,7 @@ def test_a_requested_fraction_is_reached(target: float) -> None:
     searched = net.hard_fractions()
     assert all(0 < value <= target + 0.06 for value in searched.values()), searched
     if target == 0.1:
-        assert all(value >= target - 0.06 for value in searched.values()), searched
+        assert all(value >= target - 0.08 for value in searched.values()), searched
     flips = fix_fraction(net, target)
     assert set(flips) == set(net.task_names)
     net.freeze_gates()
