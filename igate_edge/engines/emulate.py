@@ -60,7 +60,7 @@ class Session(Closing):
         self.outputs = [name_of(value) for value in graph.outputs]
         self._emulator = Emulator.load() if kernels else None
         steps = self._program.steps
-        self._plans = {step.y: _plan(step.layer) for step in steps if isinstance(step, ConvStep)}
+        self._plans = {step.y: plan_of(step.layer) for step in steps if isinstance(step, ConvStep)}
         self._host = {step.node: _Host(step.node, self._program.model) for step in steps if isinstance(step, HostStep)}
         self.layers = [self._report(step) for step in steps if isinstance(step, ConvStep | HostStep)]
         self._open = True
@@ -127,8 +127,8 @@ class Session(Closing):
         self._open = False
 
 
-def _plan(layer: ConvLayer) -> GroupedConvPlan:
-    """A stem reads squares of 2x2 pixels, which is the form that preprocess_s8 can write."""
+def plan_of(layer: ConvLayer) -> GroupedConvPlan:
+    """The packed form of a layer; a stem reads squares of 2x2 pixels, as preprocess_s8 can write them."""
     return GroupedConvPlan.from_layer(fold(layer) if foldable(layer) else layer)
 
 

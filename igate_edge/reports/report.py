@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..contract import OutputSpec
-from ..errors import InputError
+from ..errors import GraphError, InputError
 from ..files import os_errors, write_atomic
 from .gallery import Shown, gallery
 from .grids import (
@@ -47,7 +47,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a report is made of; `bench` is None when nothing was timed."""
+    """All that a report is made of; `bench` is None when nothing was timed, `orin` when nothing is predicted."""
 
     name: str
     size: int
@@ -56,6 +56,7 @@ class Evidence:
     verify: VerifyReport
     bench: BenchReport | None
     shown: Sequence[Shown]
+    orin: Grid | None = None
 
 
 def make_report(
@@ -93,8 +94,23 @@ def make_report(
         checked,
         timed,
         golden_shown(bundle_path, bundle, built.precision, cache),
+        _predicted(bundle),
     )
     return write_report(evidence, out)
+
+
+def _predicted(bundle: Bundle) -> Grid | None:
+    """Predicted times on Orin modules; None for a network that the INT8 kernels cannot be packed for."""
+    from ..builder import networks, ranges_for
+    from ..compiler.layout import lay_out
+    from ..compiler.quantize import quantize
+    from .orin import grid, predict
+
+    laid = lay_out(networks(bundle)[0])
+    try:
+        return grid(predict(quantize(laid.model, ranges_for(bundle, laid)[0], "trt")))
+    except GraphError:
+        return None
 
 
 def write_report(evidence: Evidence, out: Path) -> Written:
@@ -206,10 +222,12 @@ def _figures(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _cost(evidence: Evidence) -> str:
+    predicted = evidence.orin.html() if evidence.orin is not None else ""
     if evidence.bench is not None:
         sentence = separate_sentence(evidence.bench, len(evidence.build.tasks))
-        return bench_grid(evidence.bench).html() + paragraph(f"{sentence}.")
-    return cost_grid(evidence.build.cost, len(evidence.build.tasks)).html() + paragraph("Not timed.", "note")
+        return bench_grid(evidence.bench).html() + paragraph(f"{sentence}.") + predicted
+    costs = cost_grid(evidence.build.cost, len(evidence.build.tasks)).html()
+    return costs + paragraph("Not timed.", "note") + predicted
 
 
 def golden_accuracy(evidence: Evidence) -> Grid | None:
@@ -312,7 +330,7 @@ def _notes(evidence: Evidence) -> list[str]:
         "MACs are a cost of arithmetic, not of time: narrow and ragged layers take longer than their MACs say.",
         "Plain and separate nets have this network's layout and noise as weights, since time does not depend on them.",
         "The golden check compares with what was packaged; INT8 differs a little between processors, within its limit.",
-        "No time here was measured on a Jetson, and none is predicted for one.",
+        "No time here was measured on a Jetson: where one is named, its times are predicted.",
         "The gating method is reconstructed from its paper; where that is silent, the choices are this project's own.",
     ]
     if evidence.bench is not None:

@@ -1,0 +1,1 @@
+"""Robots' messages, bags, flight recordings and their replay. Nothing here needs ROS to be installed."""
