@@ -9,6 +9,7 @@ from typing import Any
 from igate_edge.engines import onnxruntime as ort
 from igate_edge.errors import InputError
 from igate_edge.profiler_clock import clocks
+from igate_edge.runtime import device
 from igate_edge.runtime.cache import fingerprint
 
 #: Where the result file of pytest-benchmark keeps it.
@@ -19,7 +20,20 @@ LIMITS = ("governor", "clock_min_khz", "clock_max_khz")
 
 def describe(root: Path = Path("/sys")) -> dict[str, Any]:
     """The machine: fingerprint and clock limits ("unverified" where the system does not tell), and the runtime."""
-    return {"machine": {**fingerprint(), **limits(root)}, "runtime": ort.probe()}
+    return {"machine": {**fingerprint(), **limits(root), **board(root.parent)}, "runtime": ort.probe()}
+
+
+def board(root: Path = Path("/")) -> dict[str, Any]:
+    """A Jetson's board, L4T and power mode, and the clocks it really may have: a mode's name is a label only. {} else.
+
+    What cannot be read is "unverified", which is no match for a number.
+    """
+    found, state = device.fingerprint(root), device.read_state(root)
+    if not found:
+        return {}
+    locked = "unverified" if state.locked is None else state.locked
+    real = "unverified" if state.gpu_hz is None else state.gpu_hz[1]
+    return {"power_mode": "unverified", **found, "gpu_limit_hz": real, "clocks_locked": locked}
 
 
 def limits(root: Path) -> dict[str, Any]:

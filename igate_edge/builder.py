@@ -1,59 +1,49 @@
-"""Bundle -> engine of this machine: lay out, quantise, check, time INT8 against float, keep the winner in the cache."""
+"""Bundle -> engine of this machine: found in the cache or built, checked either way, the last good one kept."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import __version__, devicetable, emulated, golden
-from .buildreport import BuildReport, latency_of
+from . import __version__, builder_onnxruntime, emulated
+from .builder_parts import MIN_COVERAGE as MIN_COVERAGE
+from .builder_parts import Backend, Session, barriers, costs_of, networks, ranges_for
+from .builder_parts import Work as _Work
+from .buildreport import BuildReport
 from .bundle import Bundle
-from .compiler import calibrate, cost, graph, layout, lint, masks, quantize
-from .compiler.ranges import by_family, of_layout
+from .compiler import layout
 from .engines import onnxruntime as ort
-from .errors import BundleError, CheckFailed, IgateError, InputError
-from .files import as_path
-from .plain import fill
-from .plaindata import plain_json
-from .runtime import cache
-from .runtime.preprocess import to_input
-from .tune import Tuned, tune
+from .engines.tensorrt import BuildCancelled, Progress
+from .errors import CheckFailed, IgateError, InputError, UnavailableError
+from .files import as_path, read_file
+from .runtime import cache, cache_lock
+
+__all__ = ["Options", "barriers", "build", "costs_of", "networks", "open_engine", "ranges_for"]
 
 PRECISIONS = ("auto", "int8", "float")
 #: emulate: the device's own kernels on this CPU, for looking at what they compute; never cached, never timed.
-BACKENDS = ("onnxruntime", "emulate")
-#: Share of convolution MACs that must run as INT8 before an engine may be called INT8.
-MIN_COVERAGE = 0.95
-
-
-@dataclass
-class _Work:
-    """What a build collects on its way."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+#: auto: TensorRT where it is usable, else ONNX Runtime; a backend that was named is never replaced by another.
+BACKENDS = ("onnxruntime", "tensorrt", "auto", "emulate")
+#: Rows of a call at most: a robot has so many cameras.
+MAX_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Options:
     """How to build: threads a frame, precision ("auto" measures), tasks (None = all), calibration (own frames).
 
-    choice: the lowering of the layers, see `compiler.layout.lay_out`; tune: find the fastest instead, see `tune`.
+    choice: the lowering of the layers, see `compiler.layout.lay_out`; tune: find the fastest instead, see `tune`. For
+    TensorRT: precision "float" is FP16; batch: the most rows of a call; max_ms: the longest frame time allowed (None =
+    the bundle's budget); seconds: how long settings may be tried beyond the first; workspace_mb: None = from the free
+    memory; plugins: libraries that the engine needs.
     """
 
     backend: str = "onnxruntime"
@@ -64,14 +54,16 @@ class Options:
     tasks: Sequence[str] | None = None
     choice: str | Mapping[str, str] = "merged"
     tune: bool = False
+    batch: int = 1
+    max_ms: float | None = None
+    seconds: float = 300.0
+    workspace_mb: int | None = None
+    plugins: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise InputError(f"unknown backend {self.backend!r}", f"known: {', '.join(BACKENDS)}", "use one of these")
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"unknown precision {self.precision!r}", f"known: {', '.join(PRECISIONS)}", "use one of these"
-            )
+        for name, value, known in (("backend", self.backend, BACKENDS), ("precision", self.precision, PRECISIONS)):
+            if value not in known:
+                raise InputError(f"unknown {name} {value!r}", f"known: {', '.join(known)}", "use one of these")
         ort.check_threads(self.threads)
         layout.check_choice(self.choice)
         if self.tune and (self.precision == "float" or self.backend != "onnxruntime"):
@@ -82,6 +74,21 @@ class Options:
         if not isinstance(self.calibration, Sequence | np.ndarray | None) or isinstance(self.calibration, str):
             evidence = f"got {type(self.calibration).__name__}"
             raise InputError("calibration must be a list of frames", evidence, "pass uint8 RGB frames [H,W,3]")
+        self._check_device_options()
+
+    def _check_device_options(self) -> None:
+        if type(self.batch) is not int or not 1 <= self.batch <= MAX_BATCH:
+            raise InputError(f"batch must be a number from 1 to {MAX_BATCH}", f"got {self.batch!r:.60}", "pass batch=1")
+        for name, value in (("max_ms", self.max_ms), ("workspace_mb", self.workspace_mb)):
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise InputError(f"{name} must be a number above 0", f"got {value!r:.60}", f"leave out {name}")
+        if not (isinstance(self.seconds, int | float) and 0 <= self.seconds < math.inf):
+            raise InputError("seconds must be a number from 0", f"got {self.seconds!r:.60}", "pass seconds=0")
+        asked = {"batch": self.batch != 1, "max_ms": self.max_ms, "workspace_mb": self.workspace_mb}
+        strange = [name for name, value in {**asked, "plugins": self.plugins}.items() if value]
+        if strange and self.backend in ("onnxruntime", "emulate"):
+            evidence = f"backend {self.backend!r}"
+            raise InputError(f"only engines of TensorRT have {', '.join(strange)}", evidence, f"leave out {strange[0]}")
 
 
 def build(
@@ -94,60 +101,197 @@ def build(
     calibration: Sequence[np.ndarray] | None = None,
     choice: str | Mapping[str, str] = "merged",
     tune: bool = False,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    **more: Any,
 ) -> BuildReport:
     """Build the engine of the bundle at `path` for this machine, or find it in the cache; check it either way.
 
-    precision "auto" keeps INT8 only where it is faster than float in a measured A/B and passes its golden check.
-    calibration: uint8 RGB frames that replace the bundle's INT8 ranges. choice: the lowering of the layers, see
-    `compiler.layout.lay_out`; tune: spend up to a minute to find the fastest one for INT8. Raises BundleError,
-    InputError, DataError, or CheckFailed when the engine does not compute what was packaged.
+    backend: "onnxruntime", "tensorrt", "auto" (TensorRT where it is usable) or "emulate". precision "auto" keeps INT8
+    only where it is faster than float in a measured A/B and passes its golden check. calibration: uint8 RGB frames that
+    replace the bundle's INT8 ranges. choice: the lowering of the layers, see `compiler.layout.lay_out`; tune: spend up
+    to a minute to find the fastest one for INT8. progress: is told the phases of a TensorRT build; cancelled: asked
+    whether to stop it. more: batch, max_ms, seconds, workspace_mb, plugins, see `Options`. Raises BundleError,
+    InputError, DataError, UnavailableError, or CheckFailed when the engine does not compute what was packaged or
+    misses its budget; what was built before stays.
     """
-    options = Options(backend, threads, precision, cache_dir, calibration, choice=choice, tune=tune)
-    _, session, report = open_engine(path, options)
+    options = Options(backend, threads, precision, cache_dir, calibration, choice=choice, tune=tune, **more)
+    _, session, report = open_engine(path, options, progress=progress, cancelled=cancelled)
     session.close()
     return report
 
 
-def open_engine(path: str | os.PathLike[str], options: Options) -> tuple[Bundle, ort.Session, BuildReport]:
-    """Bundle, checked session and report: from the cache when an intact entry passes its golden check, else built."""
+def open_engine(
+    path: str | os.PathLike[str],
+    options: Options,
+    *,
+    rollback: bool = False,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    backend: Backend | None = None,
+) -> tuple[Bundle, Session, BuildReport]:
+    """Bundle, checked session and report: from the cache when an intact entry passes its checks, else built.
+
+    rollback: where a new engine fails its checks, open the one that was built before for the same network; without it
+    the CheckFailed names that engine. backend: stands in for the one that `options` name.
+    """
+    if options.backend == "auto":
+        try:
+            asked = dataclasses.replace(options, backend="tensorrt")
+            watch: dict[str, Any] = {"progress": progress, "cancelled": cancelled}
+            return open_engine(path, asked, rollback=rollback, backend=backend, **watch)
+        except UnavailableError as error:
+            asked = dataclasses.replace(options, backend="onnxruntime")
+            bundle, session, report = open_engine(path, asked, rollback=rollback)
+            note = f"ONNX Runtime runs this bundle, TensorRT does not: {error}"
+            return bundle, session, dataclasses.replace(report, warnings=[note, *report.warnings])
     work = _Work()
     with work.stage("read"):
         bundle = Bundle.read(path)
     names = _tasks(bundle, options.tasks)
+    if options.backend == "emulate":
+        key = cache.cache_key(_content(bundle, options, names))
+        return bundle, *_emulated(_Job(Path(path).name, bundle, options, names, work, key=key))
+    job = _job(Path(path).name, bundle, options, names, work, backend or _backend(options, progress, cancelled))
+    return bundle, *_open(job, rollback, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One engine to be found or built. slot: digest of what it computes, whatever runs it; made_for: what runs it."""
+
+    name: str
+    bundle: Bundle
+    options: Options
+    tasks: list[str]
+    work: _Work
+    key: str
+    slot: str = ""
+    made_for: dict[str, str] = dataclasses.field(default_factory=dict)
+    folder: Path = Path()
+    backend: Any = None
+
+    @property
+    def path(self) -> str:
+        return str(self.folder / f"{self.key}.engine")
+
+    def report(self, facts: dict[str, Any], version: str, path: str) -> BuildReport:
+        return BuildReport(
+            bundle=self.name,
+            seal=self.bundle.seal,
+            form=str(self.bundle.manifest.get("form", "")),
+            backend=self.options.backend,
+            version=version,
+            threads=self.options.threads,
+            tasks=self.tasks,
+            cached=False,
+            key=self.key,
+            path=path,
+            seconds=self.work.seconds,
+            warnings=self.work.warnings,
+            device=cache.fingerprint(),
+            batch=self.options.batch,
+            **facts,
+        )
+
+
+def _job(name: str, bundle: Bundle, options: Options, names: list[str], work: _Work, backend: Backend) -> _Job:
+    content = _content(bundle, options, names)
+    made_for = {part: str(value) for part, value in backend.probe().items()}
+    around = {"compiler": __version__, "backend": made_for, "device": backend.surroundings(options)}
+    limits = {"budget": backend.limit(bundle, options), "seconds": options.seconds, "workspace": options.workspace_mb}
     folder = as_path(options.cache_dir) if options.cache_dir is not None else cache.default_dir()
-    key = cache.cache_key(_key_parts(bundle, options, names))
-    emulate = options.backend == "emulate"
-    entry, reason = (None, "") if emulate else cache.load(folder, key)
-    if entry is not None:
-        session, report, reason = _from_cache(bundle, entry, options, names)
-        if session is not None and report is not None:
-            # The same content under another name finds this entry, so what depends on the place is filled in here.
-            where = str(folder / f"{key}.engine")
-            return bundle, session, dataclasses.replace(report, cached=True, bundle=Path(path).name, path=where)
-    if reason:
-        work.warnings.append(f"{reason}: built again")
-    with work.stage("total"):
-        engine, session, facts = (emulated.compile_ if emulate else _compile)(bundle, options, names, work)
-    report = BuildReport(
-        bundle=Path(path).name,
-        seal=bundle.seal,
-        form=str(bundle.manifest.get("form", "")),
-        backend=options.backend,
-        version=str((emulated if emulate else ort).probe()["version"]),
-        threads=options.threads,
-        tasks=names,
-        cached=False,
-        key=key,
-        path="" if emulate else str(folder / f"{key}.engine"),
-        seconds=work.seconds,
-        warnings=work.warnings,
-        device=cache.fingerprint(),
-        **facts,
-    )
-    problem = "" if emulate else cache.store(folder, key, engine, {"report": report.as_json()})
+    key, slot = cache.cache_key({**content, **around, "limits": limits}), cache.cache_key(content)
+    return _Job(name, bundle, options, names, work, key, slot, made_for, folder, backend)
+
+
+def _backend(options: Options, progress: Progress | None, cancelled: Callable[[], bool] | None) -> Backend:
+    if options.backend == "onnxruntime":
+        return builder_onnxruntime
+    from .builder_tensorrt import TensorRT
+
+    return TensorRT(progress=progress, cancelled=cancelled)
+
+
+def _emulated(job: _Job) -> tuple[Session, BuildReport]:
+    with job.work.stage("total"):
+        _, session, facts = emulated.compile_(job.bundle, job.options, job.tasks, job.work)
+    return session, job.report(facts, str(emulated.probe()["version"]), "")
+
+
+def _open(job: _Job, rollback: bool, progress: Progress | None) -> tuple[Session, BuildReport]:
+    """Session and report of a job, from the cache or built under the lock of its key."""
+    found, reason = _from_cache(job, job.key)
+    if found is not None:
+        return found
+
+    def waiting() -> None:
+        if progress is not None:
+            progress.phase("waiting for another process that builds this engine", 0, 0)
+
+    with cache_lock.building(job.folder, job.key, waiting):
+        found, reason = _from_cache(job, job.key)  # whoever held the lock may have built it
+        if found is not None:
+            return found
+        if reason:
+            job.work.warnings.append(f"{reason}: built again")
+        try:
+            with job.work.stage("total"):
+                engine, session, facts = job.backend.compile_(job.bundle, job.options, job.tasks, job.work)
+        except BuildCancelled:
+            raise
+        except CheckFailed as error:
+            return _previous(job, error, rollback)
+        report = job.report(facts, job.made_for["version"], job.path)
+        about = {"report": report.as_json(), "made_for": job.made_for, "slot": job.slot}
+        problem = cache.store(job.folder, job.key, engine, about)
     if problem:
         report = dataclasses.replace(report, path="", warnings=[*report.warnings, problem])
-    return bundle, session, report
+    return session, report
+
+
+def _previous(job: _Job, error: CheckFailed, rollback: bool) -> tuple[Session, BuildReport]:
+    """The engine built before for the same network, which a new one that failed does not replace; else `error`."""
+    for key in cache.alike(job.folder, job.slot, job.key):
+        found, _ = _from_cache(job, key)
+        if found is None:
+            continue
+        session, report = found
+        if rollback:
+            note = f"rolled back to the engine built before ({report.reason}): {error}"
+            return session, dataclasses.replace(report, rolled_back=str(error), warnings=[note, *report.warnings])
+        session.close()
+        evidence = f"{error.evidence}; the engine built before stays: {report.path}"
+        raise CheckFailed(error.cause, evidence, error.fix) from error
+    raise error
+
+
+def _from_cache(job: _Job, key: str) -> tuple[tuple[Session, BuildReport] | None, str]:
+    """Session and report of a cached engine, or the reason why it cannot be used ("" when there is none)."""
+    entry, reason = cache.load(job.folder, key, job.made_for)
+    if entry is None:
+        return None, reason
+    try:
+        report = BuildReport(**entry.meta["report"])
+        session = job.backend.open(entry.payload, job.options)
+    except Exception as error:  # whatever is wrong with an old entry, the bundle can replace it
+        return None, _does_not_open(error)
+    try:
+        results, problems = job.backend.check(job.bundle, session, report.precision, job.tasks)
+    except Exception as error:
+        session.close()
+        return None, _does_not_open(error)
+    if problems:
+        session.close()
+        return None, f"the cached engine fails its golden check ({'; '.join(problems)})"
+    # The same content under another name finds this entry, so what depends on the place is filled in here.
+    where, shown = str(job.folder / f"{key}.engine"), [result.as_json() for result in results]
+    return (session, dataclasses.replace(report, cached=True, golden=shown, bundle=job.name, path=where)), ""
+
+
+def _does_not_open(error: Exception) -> str:
+    text = str(error) if isinstance(error, IgateError) else f"{type(error).__name__}: {error}"
+    return f"the cached engine does not open ({text[:200]})"
 
 
 def _tasks(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
@@ -159,7 +303,8 @@ def _tasks(bundle: Bundle, wanted: Sequence[str] | None) -> list[str]:
     return [name for name in known if wanted is None or name in wanted]
 
 
-def _key_parts(bundle: Bundle, options: Options, names: list[str]) -> dict[str, Any]:
+def _content(bundle: Bundle, options: Options, names: list[str]) -> dict[str, Any]:
+    """What an engine computes: digests of graph, weights and scales, and the options that change it."""
     members = bundle.manifest["members"]
     frames = None
     if options.calibration is not None:
@@ -173,207 +318,14 @@ def _key_parts(bundle: Bundle, options: Options, names: list[str]) -> dict[str, 
         "preprocess": bundle.manifest["preprocess"],
         "plain": members["plain.onnx"]["sha256"],
         "scales": members["ranges.safetensors"]["sha256"] if frames is None else frames.hexdigest(),
+        "plugins": [hashlib.sha256(read_file(as_path(path))).hexdigest() for path in options.plugins],
         "options": {
+            "backend": options.backend,
             "threads": options.threads,
             "precision": options.precision,
             "tasks": names,
             "choice": options.choice if isinstance(options.choice, str) else dict(sorted(options.choice.items())),
             "tune": options.tune,
+            "batch": options.batch,
         },
-        "compiler": __version__,
-        "backend": {name: str(value) for name, value in ort.probe().items()},
-        "device": cache.fingerprint(),
     }
-
-
-def _from_cache(
-    bundle: Bundle, entry: cache.Entry, options: Options, names: list[str]
-) -> tuple[ort.Session | None, BuildReport | None, str]:
-    """Session and report of a cached engine, or the reason why it cannot be used."""
-    try:
-        report = BuildReport(**entry.meta["report"])
-        session = ort.open(entry.payload, threads=options.threads)
-        results = golden.check(bundle, session.run, report.precision, names)
-    except Exception as error:  # whatever is wrong with an old entry, the bundle can replace it
-        return None, None, f"the cached engine does not open ({type(error).__name__}: {str(error)[:200]})"
-    if all(result.passed for result in results):
-        return session, dataclasses.replace(report, golden=[result.as_json() for result in results]), ""
-    session.close()
-    return None, None, f"the cached engine fails its golden check ({'; '.join(map(str, results))})"
-
-
-def _compile(
-    bundle: Bundle, options: Options, names: list[str], work: _Work
-) -> tuple[bytes, ort.Session, dict[str, Any]]:
-    with work.stage("layout"):
-        gated, plain = networks(bundle)
-        kept = masks.keep_outputs(gated, names)
-    image = to_input(bundle.golden["frame"][0], bundle.preprocess)
-    tuned = _tune(bundle, kept, image, options, work) if options.tune else None
-    with work.stage("layout"):
-        laid = layout.lay_out(kept, options.choice if tuned is None else tuned.choice)
-        model = laid.model
-    with work.stage("calibrate"):
-        ranges, notes = ranges_for(bundle, laid, options.calibration)
-    work.warnings += notes
-    with work.stage("quantise"):
-        quantised = quantize.quantize(model, ranges, dialect="ort")
-    with work.stage("lint"):
-        findings = _lint(model, quantised, ranges)
-    with work.stage("cost"):
-        costs = costs_of(model, plain, names, kept)
-    models = {"int8": graph.dump(quantised), "float": graph.dump(model)}
-    with work.stage("coverage"):
-        coverage = ort.inspect(models["int8"])
-    if options.precision == "int8":
-        coverage.require(MIN_COVERAGE)
-    work.warnings += bundle.warnings
-    work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(laid.report)]
-    sessions = {name: ort.open(data, threads=options.threads) for name, data in models.items()}
-    try:
-        precision, reason, results, timing = _choose(bundle, sessions, options, names, coverage, work)
-    except BaseException:
-        for session in sessions.values():
-            session.close()
-        raise
-    sessions.pop("float" if precision == "int8" else "int8").close()
-    with work.stage("latency"):
-        latency = latency_of(laid, sessions[precision].run, image, precision, options.threads, tuned)
-    facts = {
-        "precision": precision,
-        "reason": reason,
-        "cost": costs,
-        "pruning": plain_json(laid.report),
-        "coverage": plain_json(coverage),
-        "timing": timing,
-        "golden": [result.as_json() for result in results],
-        "lint": findings,
-        "latency": latency,
-    }
-    return models[precision], sessions[precision], facts
-
-
-def _tune(bundle: Bundle, model: Any, image: np.ndarray, options: Options, work: _Work) -> Tuned:
-    """The fastest lowering for INT8; without a table of this machine only the uniform ones are tried."""
-    table, why = devicetable.find(options.threads)
-
-    def quantised(laid: layout.Laid) -> bytes:
-        return graph.dump(quantize.quantize(laid.model, ranges_for(bundle, laid, options.calibration)[0], "ort"))
-
-    with work.stage("tune"):
-        tuned = tune(model, quantised, image, table, threads=options.threads)
-    if why:
-        work.warnings.append(f"tuned without predictions: {why}")
-    return tuned
-
-
-def ranges_for(
-    bundle: Bundle, laid: layout.Laid, calibration: Sequence[np.ndarray] | None = None
-) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """INT8 ranges of a layout, and warnings: from own frames, else the bundle's families, else its golden frames.
-
-    The last is for a bundle of another compiler version, whose values had other names.
-    """
-    notes: list[str] = []
-    frames: Sequence[np.ndarray] | None = calibration
-    if frames is None:
-        ranges, strange = of_layout(laid, bundle.ranges)
-        if not strange:
-            return ranges, notes
-        frames = list(bundle.golden["frame"])
-        notes.append(f"the bundle's INT8 ranges do not fit this version ({strange[0]}): made from its golden frames")
-    inputs = (to_input(frame, bundle.preprocess) for frame in frames)
-    seen = calibrate.observe(laid.model, inputs, bundle.manifest["calibration"]["method"])
-    return of_layout(laid, by_family(laid, seen.ranges))[0], notes + list(seen.warnings)
-
-
-def _choose(
-    bundle: Bundle,
-    sessions: dict[str, ort.Session],
-    options: Options,
-    names: list[str],
-    coverage: ort.Coverage,
-    work: _Work,
-) -> tuple[str, str, list[golden.GoldenResult], dict[str, float]]:
-    """INT8 or float, why, the golden results of both, and the A/B times."""
-    with work.stage("golden"):
-        results = {name: golden.check(bundle, session.run, name, names) for name, session in sessions.items()}
-    golden.require(results["float"], "the float engine")
-    both = results["float"] + results["int8"]
-    fails = [str(result) for result in results["int8"] if not result.passed]
-    if options.precision == "float":
-        return "float", "asked for", both, {}
-    if fails and options.precision == "int8":
-        fix = "use precision='float' here" + (
-            "; or calibrate on more frames" if options.calibration is not None else ""
-        )
-        raise CheckFailed("the INT8 engine does not compute what was packaged", "; ".join(fails), fix)
-    if options.precision == "int8":
-        return "int8", "asked for", both, {}
-    if fails:
-        work.warnings.append(f"INT8 fell back to float: {'; '.join(fails)}")
-        return "float", "INT8 fails its golden check on this machine", both, {}
-    if coverage.int8_conv_macs_share < MIN_COVERAGE:
-        share = f"only {coverage.int8_conv_macs_share:.1%} of the convolution MACs run as INT8 in ONNX Runtime"
-        work.warnings.append(f"INT8 fell back to float: {share}, {MIN_COVERAGE:.0%} are asked for")
-        return "float", share, both, {}
-    with work.stage("time"):
-        image = to_input(bundle.golden["frame"][0], bundle.preprocess)
-        winner, why, times = ort.pick(sessions["int8"], sessions["float"], image)
-    timing = {"int8_ms": times.a_ms, "float_ms": times.b_ms, "ratio": times.ratio}
-    if winner == "float":
-        work.warnings.append(f"INT8 fell back to float: {why}")
-    return winner, why, both, timing
-
-
-def _lint(model: Any, quantised: Any, ranges: dict[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """Findings in the engine's own dialect, and as information what TensorRT would say to its own."""
-    found = [{"dialect": "ort", **plain_json(item)} for item in lint.lint(quantised, "ort")]
-    other = quantize.quantize(model, ranges, dialect="trt")
-    return found + [{"dialect": "trt", **plain_json(item)} for item in lint.lint(other, "trt")]
-
-
-def networks(bundle: Bundle) -> tuple[Any, Any]:
-    """The bundle's model, checked to be the one its manifest describes, and its plain shared net with weights of 0.
-
-    Raises BundleError or GraphError.
-    """
-    again = "export the bundle again"
-    model = graph.load(bundle.model)
-    if tuple(graph.specs(model)) != bundle.tasks or graph.preprocess(model) != bundle.preprocess:
-        evidence = "tasks or preprocessing of manifest.json are not those of model.onnx"
-        raise BundleError("the bundle's members do not fit together", evidence, again)
-    try:
-        plain = graph.load(fill(bundle.plain, None))
-        masks.keep_outputs(plain, [spec.name for spec in bundle.tasks])
-    except IgateError as error:
-        raise BundleError("the bundle's plain.onnx is not usable", str(error), again) from error
-    return model, plain
-
-
-def costs_of(ours: Any, plain: Any, names: Sequence[str], dense: Any = None) -> dict[str, dict[str, int]]:
-    """MACs and parameters of ours, the plain shared net, T separate nets and, where a gated net is given, that.
-
-    encoder_macs: those without the tasks' heads.
-    """
-    nets = {
-        "ours": [ours],
-        "plain": [masks.keep_outputs(plain, names)],
-        "separate": [masks.keep_outputs(plain, [name]) for name in names],
-    }
-    if dense is not None and graph.meta(dense)["form"] == "gated":
-        nets["dense"] = [dense]
-    table = {}
-    for name, models in nets.items():
-        items = [cost.count(model) for model in models]
-        macs, params, heads = (
-            sum(values) for values in zip(*((c.macs, c.params, c.head_macs) for c in items), strict=True)
-        )
-        table[name] = {"macs": int(macs), "params": int(params), "encoder_macs": int(macs - heads)}
-    return table
-
-
-def barriers(report: Any) -> list[str]:
-    """The operators at which the channel analysis stopped, as text."""
-    listed = plain_json(report).get("barriers", [])
-    return [" ".join(map(str, item)) if isinstance(item, list | tuple) else str(item) for item in listed]

@@ -28,7 +28,9 @@ class BuildReport:
     seconds: per stage, and "total". cost: {"ours", "plain", "separate", "dense"} -> {"macs", "params"}. timing:
     {"int8_ms", "float_ms", "ratio"} of the A/B run, empty when a precision was asked for. golden, lint: one dict a
     result. warnings: everything that fell back, one sentence each. cached: True when the engine came from the cache;
-    seconds, timing and latency are then those of the build that made it. latency: see `latency_of`.
+    seconds, timing and latency are then those of the build that made it. latency: see `latency_of`. batch: the most
+    rows of a call. gates: one dict for each check of a TensorRT engine. rolled_back: why the engine that was asked for
+    did not pass, where this is the one built before.
     """
 
     bundle: str
@@ -53,6 +55,9 @@ class BuildReport:
     warnings: list[str]
     device: dict[str, Any]
     latency: dict[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    rolled_back: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

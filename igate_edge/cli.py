@@ -13,6 +13,7 @@ import typer
 
 from . import __version__
 from .cli_console import Answer, command, drop_stdout, explain, print_error, say
+from .cli_jetson import jetson
 from .errors import InputError, UnavailableError
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle: NAME.igate.", show_default=False)]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Threads of the engine.")]
 Precision = Annotated[str, typer.Option(help="auto (the faster of both, measured), int8 or float.")]
-Backend = Annotated[str, typer.Option(help="onnxruntime, or emulate: the device's own kernels on this CPU, slowly.")]
+Backend = Annotated[str, typer.Option(help="onnxruntime, tensorrt, auto (TensorRT if usable), emulate (on this CPU).")]
 Calibration = Annotated[Path | None, typer.Option(help="Frames that replace the bundle's ranges.", show_default=False)]
 CacheDir = Annotated[Path | None, typer.Option("--cache", help="Folder of built engines.", show_default="user cache")]
 
@@ -41,11 +42,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 @command
-def doctor() -> Answer:
+def doctor(
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a part does not fit the board.")] = False,
+    purpose: Annotated[str, typer.Option("--for", help="build, or run: leave out what only builds need.")] = "build",
+) -> Answer:
     """Show what this machine can do, what is missing, and the command that fixes it."""
     from .cli_doctor import doctor as examine
 
-    return examine()
+    return examine(strict, purpose)
 
 
 @app.command()
@@ -69,20 +73,28 @@ def build(
     cache: CacheDir = None,
     calibration: Calibration = None,
     tune: Annotated[bool, typer.Option("--tune", help="Find the fastest lowering of the layers: a minute.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="TensorRT: most frames of a call, for several cameras.")] = 1,
+    max_ms: Annotated[
+        float | None, typer.Option(help="TensorRT: fail (exit 1) above this p99. Default: budget.")
+    ] = None,
+    time_limit: Annotated[float | None, typer.Option(help="TensorRT: seconds for more settings. Default 300.")] = None,
+    workspace_mb: Annotated[int | None, typer.Option(min=1, help="TensorRT: scratch memory. Default: free.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="TensorRT: a plugin library; repeat.")] = None,
 ) -> Answer:
     """Build the engine of a bundle for this machine and check its golden frames."""
     from .cli_engine import build_bundle
 
-    return build_bundle(path, backend, threads, precision, cache, calibration, tune)
+    device = {"batch": batch, "max_ms": max_ms, "seconds": time_limit, "workspace_mb": workspace_mb, "plugins": plugin}
+    return build_bundle(path, backend, threads, precision, cache, calibration, tune, device)
 
 
 @app.command()
 @command
-def verify(path: BundleArg) -> Answer:
+def verify(path: BundleArg, backend: Backend = "onnxruntime", cache: CacheDir = None) -> Answer:
     """Check that the engine still computes what was trained; exit code 1 when it does not."""
     from .cli_engine import verify_bundle
 
-    return verify_bundle(path)
+    return verify_bundle(path, backend, cache)
 
 
 @app.command()
@@ -104,18 +116,67 @@ def bench(
 @command
 def run(
     path: BundleArg,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Image, folder, video or .npy.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for pictures and arrays.")] = Path("out/run"),
+    source: Annotated[Path | None, typer.Argument(metavar="INPUT", help="Image, folder, video or .npy.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and arrays; of --bag: NAME.mcap.")] = Path("out/run"),
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     threads: Threads = 1,
     precision: Precision = "auto",
     cache: CacheDir = None,
     calibration: Calibration = None,
+    bag: Annotated[Path | None, typer.Option(help="Instead of INPUT: a bag of ROS 2; results become one too.")] = None,
+    topic: Annotated[list[str] | None, typer.Option(help="Image topic of the bag; repeat. Default: cameras.")] = None,
+    depth_encoding: Annotated[str, typer.Option(help="In the bag: 32FC1 (metres) or 16UC1 (millimetres).")] = "32FC1",
 ) -> Answer:
-    """Run a bundle on frames: masks, depth maps, normals, side-by-side pictures and raw arrays."""
+    """Run a bundle on frames: masks, depth maps, normals, side-by-side pictures and raw arrays; or on a bag."""
+    if bag is not None:
+        from .cli_bag import run_bag
+
+        return run_bag(
+            path, source, bag, out, topic or (), limit, depth_encoding, (threads, precision, cache, calibration)
+        )
+    if source is None:
+        raise InputError("nothing to run on", "neither INPUT nor --bag was given", "see `igate run --help`")
     from .cli_engine import run_bundle
 
     return run_bundle(path, source, out, limit, threads, precision, cache, calibration)
+
+
+@app.command()
+@command
+def serve(
+    path: BundleArg,
+    source: Annotated[
+        str, typer.Option(help="synthetic, v4l2:///dev/video0, csi://0, rtsp://..., a video or a folder.")
+    ] = "synthetic",
+    backend: Backend = "auto",
+    threads: Threads = 1,
+    cache: CacheDir = None,
+    budget_ms: Annotated[float | None, typer.Option(help="Deadline of a frame. Default: the bundle's.")] = None,
+    port: Annotated[int, typer.Option(help="Health as Prometheus text on 127.0.0.1; 0: none.")] = 9464,
+    record: Annotated[Path | None, typer.Option(help="Folder of flight recordings, made at an alarm.")] = None,
+    latest: Annotated[Path | None, typer.Option(help="NAME.npz that always holds the newest answers.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after this time. Default: at a signal.")] = None,
+) -> Answer:
+    """Run a camera through a bundle until stopped: watched, recorded, supervised; what the systemd unit starts."""
+    from .cli_serve import ServeArgs
+    from .cli_serve import serve as run_service
+
+    return run_service(ServeArgs(path, source, backend, threads, cache, budget_ms, port, record, latest, seconds))
+
+
+@app.command()
+@command
+def replay(
+    path: BundleArg,
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="flight_*.mcap.", show_default=False)],
+    threads: Threads = 1,
+    precision: Precision = "auto",
+    cache: CacheDir = None,
+) -> Answer:
+    """Run the frames of a flight recording again; exit code 1 when they are answered in another way."""
+    from .cli_bag import replay_recording
+
+    return replay_recording(path, recording, {"threads": threads, "precision": precision, "cache_dir": cache})
 
 
 @app.command()
@@ -270,6 +331,7 @@ def export_sweep(
 
 
 app.add_typer(sweeping, name="sweep")
+app.add_typer(jetson, name="jetson")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,12 +8,18 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .cli_console import Answer
-from .reports.tables import Grid
+from .errors import IgateError, InputError
+from .reports.tables import Grid, sentence_list
+
+if TYPE_CHECKING:
+    from .cli_doctor_jetson import Finding
+    from .runtime.device_software import Interpreter
 
 #: import name, distribution, needed for, minimum; those of the core must be there.
 PACKAGES = (
@@ -83,12 +89,18 @@ def cpu(root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
-def backends() -> dict[str, dict[str, Any]]:
-    """What each backend says about itself; an unusable one carries its reason."""
+#: On a board, and where it is installed.
+TENSORRT = {"tensorrt": ("engines on the GPU", "see the table of the board above", False)}
+
+
+def backends(names: Iterable[str] = tuple(ENGINES)) -> dict[str, dict[str, Any]]:
+    """What each backend says about itself; an unusable one carries its reason, and its fix where it knows one."""
     found: dict[str, dict[str, Any]] = {}
-    for name in ENGINES:
+    for name in names:
         try:
             found[name] = {"usable": True, **importlib.import_module(f".engines.{name}", __package__).probe()}
+        except IgateError as error:
+            found[name] = {"usable": False, "reason": f"{error.cause} ({error.evidence})", "fix": error.fix}
         except Exception as error:
             found[name] = {"usable": False, "reason": f"{type(error).__name__}: {error}"}
     return found
@@ -125,7 +137,8 @@ def missing(
         problems.append({"what": what, "needed_for": needed[item["group"]], "fix": fix, "required": core})
     for name, engine in engines.items():
         if not engine["usable"]:
-            use, fix, required = ENGINES[name]
+            use, fix, required = (ENGINES | TENSORRT)[name]
+            fix = engine.get("fix") or fix
             what = f"backend {name} does not start: {engine['reason']}"
             problems.append({"what": what, "needed_for": use, "fix": fix, "required": required})
     if not store["writable"]:
@@ -138,11 +151,22 @@ def missing(
     return problems
 
 
-def doctor() -> Answer:
-    """The whole examination; exit code 3 when the robot side cannot work."""
-    found, engines, store, processor = packages(), backends(), cache(), cpu()
+def doctor(
+    strict: bool = False, purpose: str = "build", root: Path = Path("/"), python: Interpreter | None = None
+) -> Answer:
+    """The whole examination; exit code 3 when the robot side cannot work, 1 when strict and something does not fit.
+
+    purpose: "build", or "run" to leave out what only building needs. python: what runs, default this interpreter.
+    """
+    if purpose not in ("build", "run"):
+        raise InputError(f"no such purpose: {purpose}", "a robot runs engines or builds them", "give build or run")
+    board, board_lines, findings = _board(root, purpose, python)
+    more = TENSORRT if board or importlib.util.find_spec("tensorrt") else ()
+    found, engines, store, processor = packages(), backends((*ENGINES, *more)), cache(), cpu(root)
     problems = missing(found, engines, store)
+    wrong = [finding for finding in findings if finding.verdict == "MISMATCH"]
     broken = any(problem["required"] for problem in problems)
+    stale = any(item["too_old"] for item in found)
     document = {
         "igate_edge": __version__,
         "python": platform.python_version(),
@@ -152,32 +176,83 @@ def doctor() -> Answer:
         "backends": engines,
         "cache": store,
         "missing": problems,
-        "ok": not broken,
+        **board,
+        "ok": not broken and not (strict and (wrong or stale)),
     }
+    shown: list[Any] = [Grid("This board", ("", ""), board_lines, 2)] if board_lines else []
+    shown.append(Grid("This machine", ("", ""), _facts(processor, engines, store), 2))
+    rows = [(p["name"], p["version"] or "-", p["group"]) for p in found]
+    shown += [*_matrix(findings), Grid("Packages", ("package", "version", "for"), rows, 3), *_advice(problems)]
+    verdict = "not ready: see MISSING above" if broken else "ready to build, verify and run bundles"
+    optional = sum(not p["required"] for p in problems)
+    said = [verdict, f"{optional} optional part(s) absent" if optional and not broken else ""]
+    said.append(f"{len(wrong)} part(s) of this board do not fit: see MISMATCH above" if wrong else "")
+    shown += ["", "; ".join(filter(None, said))]
+    return Answer(document, shown, 3 if broken else 1 if not document["ok"] else 0)
+
+
+def _board(
+    root: Path, purpose: str, python: Interpreter | None
+) -> tuple[dict[str, Any], list[tuple[str, str]], list[Finding]]:
+    """A Jetson's part of the document, its facts and findings; nothing on any other machine."""
+    from .runtime.device import read_device
+
+    device = read_device(root)
+    if not device.jetson:
+        return {}, [], []
+    from .cli_doctor_jetson import Facts, examine
+    from .cli_jetson import board_facts, state_facts
+    from .runtime.device import read_state
+    from .runtime.device_software import read_software, this_interpreter
+
+    facts = Facts(device, read_state(root), read_software(root), python or this_interpreter(), root)
+    findings = examine(facts, purpose)
+    document = {"device": device, "state": facts.state, "software": facts.software, "findings": findings}
+    telling = [fact for fact in state_facts(facts.state) if fact[0] in ("power mode", "clocks", "temperatures")]
+    return document, [*board_facts(device), *telling], findings
+
+
+def _facts(
+    processor: dict[str, Any], engines: dict[str, dict[str, Any]], store: dict[str, Any]
+) -> list[tuple[str, str]]:
     features = ", ".join(processor["int8_features"]) or "no VNNI or dot product: INT8 gains less here"
     cores = f"{processor['cores_usable']} usable of {processor['cores']}"
     facts = [
         ("igate_edge", __version__),
-        ("python", f"{document['python']} on {document['system']}"),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("cpu", f"{processor['model']}, cores: {cores}"),
         ("INT8 instructions", features),
         ("engine cache", f"{store['folder']} ({'writable' if store['writable'] else 'NOT writable'})"),
     ]
     for name, engine in engines.items():
-        detail = ", ".join(f"{key} {value}" for key, value in engine.items() if key != "usable" and _short(value))
-        facts.append((f"backend {name}", f"{'ready' if engine['usable'] else 'NOT usable'}: {detail}".strip(": ")))
-    rows = [(p["name"], p["version"] or "-", p["group"]) for p in found]
-    shown: list[Any] = [
-        Grid("This machine", ("", ""), facts, 2),
-        Grid("Packages", ("package", "version", "for"), rows, 3),
-    ]
-    for problem in problems:
-        kind = "MISSING" if problem["required"] else "optional"
-        shown.append(f"{kind}: {problem['what']} (for {problem['needed_for']})\n         {problem['fix']}")
-    optional = sum(not p["required"] for p in problems)
-    verdict = "not ready: see MISSING above" if broken else "ready to build, verify and run bundles"
-    shown += ["", verdict + (f"; {optional} optional part(s) absent" if optional and not broken else "")]
-    return Answer(document, shown, 3 if broken else 0)
+        hidden = ("usable", "fix") if engine["usable"] else ("usable", "fix", "reason")
+        detail = ", ".join(f"{key} {value}" for key, value in engine.items() if key not in hidden and _short(value))
+        verdict = "ready" if engine["usable"] else "NOT usable, see below"
+        facts.append((f"backend {name}", f"{verdict}: {detail}".strip(": ")))
+    return facts
+
+
+def _matrix(findings: list[Finding]) -> list[Any]:
+    """The board's table, then what does not fit or is good to know, each with its fix."""
+    if not findings:
+        return []
+    rows = [(f.part, f.found, f.wanted or "-", f.verdict) for f in findings]
+    shown: list[Any] = [Grid("What belongs together on this board", ("part", "found", "wanted", ""), rows, 4)]
+    for finding in sorted((f for f in findings if f.verdict != "ok"), key=lambda f: f.verdict):
+        kind = f"{finding.verdict}:"
+        shown.append(f"{kind:9} {finding.part}: {finding.reason} (to {finding.needed_for})\n          {finding.fix}")
+    return shown
+
+
+def _advice(problems: list[dict[str, Any]]) -> list[str]:
+    """What is missing, one entry a fix."""
+    shown = []
+    for fix in dict.fromkeys(problem["fix"] for problem in problems):
+        same = [problem for problem in problems if problem["fix"] == fix]
+        kind = "MISSING:" if any(problem["required"] for problem in same) else "optional:"
+        what = sentence_list([problem["what"] for problem in same])
+        shown.append(f"{kind:9} {what} (for {same[0]['needed_for']})\n          {fix}")
+    return shown
 
 
 def _short(value: Any) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,15 +34,47 @@ def build_bundle(
     cache: Path | None,
     calibration: Path | None,
     tune: bool = False,
+    device: dict[str, Any] | None = None,
 ) -> Answer:
-    """Build or load the engine of a bundle."""
+    """Build or load the engine of a bundle. device: options that only TensorRT has, see `builder.Options`."""
     from .builder import build
+    from .engines.tensorrt_progress import Eta
 
     frames = _calibration(calibration) if calibration is not None else None
     say(f"building {path.name} for this machine")
     options: dict[str, Any] = {"threads": threads, "precision": precision, "cache_dir": cache, "tune": tune}
-    report = build(path, backend, calibration=frames, **options)
+    options |= {name: value for name, value in (device or {}).items() if value not in (None, [])}
+    stop = threading.Event()
+    options |= {"progress": Eta(PhaseLines()), "cancelled": stop.is_set, "calibration": frames}
+    report = _interruptible(lambda: build(path, backend, **options), stop)
     return Answer(report.as_json(), build_shown(report))
+
+
+def _interruptible(work: Callable[[], BuildReport], stop: threading.Event) -> BuildReport:
+    """Run `work` beside the main thread, which alone hears Ctrl-C and sets `stop`: TensorRT never looks at signals."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+
+
+class PhaseLines:
+    """One line on stderr for each phase of a long build, and one every EVERY_S seconds within it."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._lock, self._last, self._due = threading.Lock(), "", 0.0
+
+    def __call__(self, name: str, elapsed: float, left: float | None) -> None:
+        with self._lock:
+            if name == self._last and elapsed < self._due:
+                return
+            self._last, self._due = name, elapsed + self.EVERY_S
+        say(f"{name}, {elapsed:.0f} s" + ("" if left is None else f", about {left:.0f} s left"))
 
 
 def _calibration(source: Path) -> list[np.ndarray]:
@@ -65,10 +100,14 @@ def build_shown(report: BuildReport) -> list[Any]:
             f"kernels: {len(steps) - len(host)} launches, {len(host)} other steps on the host; "
             f"{percent(report.coverage['padding'])} of what the kernels multiply is padding"
         )
+    shown += [f"ROLLED BACK to the engine built before: {report.rolled_back}"] if report.rolled_back else []
     shown += latency_shown(report.latency)
     shown += [where, "", cost_grid(report.cost, len(report.tasks)), "", golden_grid(report.golden)]
     shown += [f"note: {warning}" for warning in report.warnings if report.reason not in warning]
-    shown += [f"lint {item['severity']}: {item['code']} {item['message']}" for item in engine_lint(report.lint)]
+    shown += [
+        f"lint {item['severity']}: {item['code']} {item['message']}"
+        for item in engine_lint(report.lint, report.backend)
+    ]
     return shown
 
 
@@ -84,6 +123,11 @@ def latency_shown(latency: dict[str, Any]) -> list[str]:
         shown = [f"{measured}, {number(latency['predicted_ms'])} ms predicted by {latency['table']}: {error}"]
         shown += [f"note: {latency['note']}"] if latency["note"] else []
         shown.append(f"most of it: {', '.join(latency['dearest'])}")
+    if "paced" in latency:
+        paced, limit = latency["paced"], latency["budget"]
+        allowed = limit["note"] if limit["ms"] is None else f"{number(limit['ms'])} ms allowed"
+        p99 = number(paced["paced"]["p99"])
+        shown.append(f"at a camera's pace: p99 {p99} ms of {paced['frames']} frames; {allowed or 'no budget'}")
     tuned = latency["tuned"]
     if tuned is None:
         return [*shown, f"lowering of the layers: {latency['lowering']}"]
@@ -92,16 +136,17 @@ def latency_shown(latency: dict[str, Any]) -> list[str]:
     return shown + [f"  {row['name']}: {number(row['ms'])} ms, {times(row['ratio'])} merged" for row in timed]
 
 
-def engine_lint(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def engine_lint(findings: list[dict[str, Any]], backend: str = "onnxruntime") -> list[dict[str, Any]]:
     """Findings about the engine itself; what another backend would say is in the JSON and in the report."""
-    return [item for item in findings if item.get("dialect", "ort") == "ort"]
+    own = "trt" if backend == "tensorrt" else "ort"
+    return [item for item in findings if item.get("dialect", "ort") == own]
 
 
-def verify_bundle(path: Path) -> Answer:
+def verify_bundle(path: Path, backend: str = "onnxruntime", cache: Path | None = None) -> Answer:
     """Check a bundle; the answer's code is 1 when it does not compute what was packaged."""
     from .verify import verify
 
-    report = verify(path)
+    report = verify(path, backend=backend, cache_dir=cache)
     return Answer(report.as_json(), verify_shown(report), 0 if report.passed else 1)
 
 

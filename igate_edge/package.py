@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,12 @@ from .engines import onnxruntime as ort
 from .errors import DataError, GraphError
 from .golden import run_frames, tolerances, too_far
 from .plain import weightless
+from .runtime.drift import MIN_FRAMES, reference_statistics
+from .runtime.postprocess import decode
 from .runtime.preprocess import to_input, to_network_size
+
+#: Calibration frames, evenly spread, whose statistics a monitor compares live frames with.
+REFERENCE_FRAMES = 64
 
 
 def package(
@@ -33,12 +38,12 @@ def package(
 ) -> Bundle:
     """Write the bundle of a network in any ONNX form; returns it as it reads back.
 
-    calibration: uint8 RGB frames [H,W,3] of any size from the robot's own camera; they set the INT8 ranges and are
-    not stored. golden: at least 4 such frames; they are stored at network size with the outputs. labels: task name ->
-    labels of the golden frames, [N,...]. budget, provenance and results are plain JSON for the manifest. plain: ONNX
-    of the plain shared net that a merged or filled network came from; the other forms say it themselves. Raises
-    DataError (frames, or a task that ignores them), GraphError (model), UnavailableError (cannot write); an existing
-    file then stays as it was.
+    calibration: uint8 RGB frames [H,W,3] of any size from the robot's own camera; they set the INT8 ranges and the
+    statistics that live frames are held against (`runtime.drift`), and are not stored. golden: at least 4 such frames;
+    they are stored at network size with the outputs. labels: task name -> labels of the golden frames, [N,...]. budget,
+    provenance and results are plain JSON for the manifest. plain: ONNX of the plain shared net that a merged or filled
+    network came from; the other forms say it themselves. Raises DataError (frames, or a task that ignores them),
+    GraphError (model), UnavailableError (cannot write); an existing file then stays as it was.
     """
     model = graph.load(onnx_bytes)
     specs, preprocess = list(graph.specs(model)), graph.preprocess(model)
@@ -46,12 +51,14 @@ def package(
     frames = golden_frames(golden, preprocess)
     kept = _labels(labels or {}, specs, len(frames))
     laid = layout.lay_out(model)
-    seen = calibrate.observe(laid.model, (to_input(frame, preprocess) for frame in calibration), method)
+    small: list[np.ndarray] = []
+    seen = calibrate.observe(laid.model, _inputs(calibration, preprocess, small), method)
     families = ranges.by_family(laid, seen.ranges)
     floats = _answers(graph.dump(laid.model), frames, preprocess)
     quantised = quantize.quantize(laid.model, ranges.of_layout(laid, families)[0], dialect="ort")
     # The reference is run without fusions: fused integer kernels round differently from one processor to the next.
-    int8s = _answers(graph.dump(quantised), frames, preprocess)
+    int8_bytes = graph.dump(quantised)
+    int8s = _answers(int8_bytes, frames, preprocess)
     _all_see_the_image(floats)
     table, meta = tolerances(specs, floats, int8s, (preprocess.height, preprocess.width)), graph.meta(model)
     manifest = {
@@ -63,19 +70,50 @@ def package(
         "budget": budget,
         "training": provenance,
         "results": results,
-        "calibration": {
-            "count": seen.frames,
-            "sha256": seen.sha256,
-            "method": seen.method,
-            "warnings": list(seen.warnings),
-        },
+        "calibration": {"count": seen.frames, "sha256": seen.sha256, "method": seen.method}
+        | {"warnings": list(seen.warnings)},
         "tolerances": table,
+        "reference": _reference(int8_bytes, [*small, *(frames if len(small) < MIN_FRAMES else [])], specs, families),
         "warnings": too_far(table),
     }
     arrays = {"frame": frames, **{f"label/{name}": array for name, array in kept.items()}}
     arrays |= {f"float/{name}": array for name, array in floats.items()}
     arrays |= {f"int8/{name}": array for name, array in int8s.items()}
     return write_bundle(path, manifest, model=onnx_bytes, ranges=families, plain=reference, golden=arrays)
+
+
+def with_reference(bundle: Bundle, path: str | os.PathLike[str], frames: Sequence[np.ndarray]) -> Bundle:
+    """Write `bundle` at `path` with the statistics of other frames, and all else as it is; returns what was written.
+
+    frames: uint8 RGB [H,W,3], at least 4: what the robot's camera shows when all is well. For bundles without
+    statistics, and for a camera that was changed on purpose. Raises as `package` does.
+    """
+    laid = layout.lay_out(graph.load(bundle.model))
+    quantised = quantize.quantize(laid.model, ranges.of_layout(laid, bundle.ranges)[0], dialect="ort")
+    small = [to_network_size(frame, bundle.preprocess) for frame in frames]
+    reference = _reference(graph.dump(quantised), small, bundle.tasks, bundle.ranges)
+    parts: dict[str, Any] = {"ranges": bundle.ranges, "plain": bundle.plain, "golden": bundle.golden}
+    return write_bundle(path, {**bundle.manifest, "reference": reference}, model=bundle.model, **parts)
+
+
+def _inputs(frames: Iterable[np.ndarray], preprocess: Preprocess, small: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Preprocessed frames, while `small` fills with the same frames at network size: an iterator comes only once."""
+    for frame in frames:
+        small.append(to_network_size(frame, preprocess))
+        yield to_input(frame, preprocess)
+
+
+def _reference(
+    model: bytes, frames: Sequence[np.ndarray], specs: Sequence[OutputSpec], limits: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    """Statistics of up to REFERENCE_FRAMES of the frames and of the model's answers to them."""
+    picked = [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, REFERENCE_FRAMES).round().astype(int))]
+    preprocess = graph.preprocess(graph.load(model))
+    size = preprocess.height, preprocess.width
+    with ort.open(model, threads=1, optimise=False) as session:
+        raw = (session.run(to_input(frame, preprocess)) for frame in picked)
+        decoded = ({spec.name: decode(spec, outputs[spec.name], size) for spec in specs} for outputs in raw)
+        return reference_statistics(picked, decoded, specs, preprocess, limits)
 
 
 def golden_frames(frames: Sequence[np.ndarray], preprocess: Preprocess) -> np.ndarray:

@@ -140,13 +140,13 @@ def test_a_cached_engine_that_computes_something_else_is_built_again(bundle_path
     other = onnx.load_from_string(entry.payload)
     for tensor in (t for t in other.graph.initializer if t.data_type == onnx.TensorProto.FLOAT):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0, tensor.name))
-    cache.store(tmp_path, first.key, other.SerializeToString(), {"report": entry.meta["report"]})
+    cache.store(tmp_path, first.key, other.SerializeToString(), entry.meta)
     again = build(bundle_path, cache_dir=tmp_path, precision="float")
     assert not again.cached and any("fails its golden check" in warning for warning in again.warnings)
-    cache.store(tmp_path, first.key, b"not an engine", {"report": entry.meta["report"]})
+    cache.store(tmp_path, first.key, b"not an engine", entry.meta)
     again = build(bundle_path, cache_dir=tmp_path, precision="float")
     assert not again.cached and any("does not open" in warning for warning in again.warnings)
-    cache.store(tmp_path, first.key, entry.payload, {"report": {"from": "an older version"}})
+    cache.store(tmp_path, first.key, entry.payload, {**entry.meta, "report": {"from": "an older version"}})
     assert not build(bundle_path, cache_dir=tmp_path, precision="float").cached
 
 

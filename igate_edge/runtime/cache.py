@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..bundle import canonical_json
 from ..errors import UnavailableError
@@ -18,8 +19,11 @@ from ..files import write_atomic
 
 #: How many engines a cache folder keeps: those used last.
 KEEP = 32
-_MAGIC = b"igate-engine-1\n"
+_MAGIC = b"igate-engine-2\n"
+#: SHA-256 of the header, its length. The header holds the digest and the size of what the backend opens.
 _HEAD = struct.Struct("<32sQ")
+#: No header is larger: a length that says otherwise is damage, and nothing is allocated for it.
+MAX_HEADER = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -71,41 +75,94 @@ def fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, key: str) -> tuple[Entry | None, str]:
-    """Return (entry, "") or (None, why not); the reason is "" when there simply is no entry."""
-    path = _path(folder, key)
+def load(
+    folder: Path, key: str, made_for: Mapping[str, Any] | None = None, kind: str = "engine"
+) -> tuple[Entry | None, str]:
+    """Return (entry, "") or (None, why not); the reason is "" when there simply is no entry.
+
+    made_for: what runs engines here, compared with the entry's own `made_for` before a byte of the engine is read; an
+    engine of another version or device is a reason, never an entry. kind: the file's suffix; only engines are counted
+    against KEEP.
+    """
+    path = _path(folder, key, kind)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            meta, reason = _header(file, path.name)
+            if meta is not None:
+                reason = _foreign(meta, key, made_for, path.name)
+            if meta is None or reason:
+                return None, reason
+            payload = file.read()
     except FileNotFoundError:
         return None, ""
     except OSError as error:
         return None, f"cached engine {path.name} cannot be read ({error.strerror})"
-    start = len(_MAGIC) + _HEAD.size
-    if data[: len(_MAGIC)] != _MAGIC or len(data) < start:
-        return None, f"cached engine {path.name} is not one of ours or is cut short"
-    digest, length = _HEAD.unpack(data[len(_MAGIC) : start])
-    body = memoryview(data)[start:]
-    if length > len(body) or hashlib.sha256(data[start - 8 :]).digest() != digest:
+    about = meta.pop("payload", None)
+    if about != {"size": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}:
         return None, f"cached engine {path.name} does not match its own checksum"
-    try:
-        meta = json.loads(bytes(body[:length]))
-    except (ValueError, RecursionError):
-        meta = None
-    if not isinstance(meta, dict) or meta.get("key") != key:
-        return None, f"cached engine {path.name} was built for something else"
     with contextlib.suppress(OSError):
         os.utime(path)  # its time is when it was last used
-    return Entry(bytes(body[length:]), meta), ""
+    return Entry(payload, meta), ""
 
 
-def store(folder: Path, key: str, payload: bytes, meta: dict[str, Any]) -> str:
-    """Write an entry in one step; returns "" or why it could not be kept. Not being able to cache is never an error."""
-    head = canonical_json({**meta, "key": key})
-    length = struct.pack("<Q", len(head))
-    digest = hashlib.sha256(length + head + payload).digest()
+def _header(file: BinaryIO, name: str) -> tuple[dict[str, Any] | None, str]:
+    """The checked header of an open entry, or why it cannot be believed; the engine behind it is not read."""
+    start = file.read(len(_MAGIC) + _HEAD.size)
+    if start[: len(_MAGIC)] != _MAGIC or len(start) < len(_MAGIC) + _HEAD.size:
+        return None, f"cached engine {name} is not one of ours or is cut short"
+    digest, length = _HEAD.unpack(start[len(_MAGIC) :])
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    head = file.read(length) if length <= min(left, MAX_HEADER) else b""
+    if len(head) != length or hashlib.sha256(head).digest() != digest:
+        return None, f"cached engine {name} does not match its own checksum"
+    try:
+        meta = json.loads(head)
+    except (ValueError, RecursionError):
+        meta = None
+    return (meta, "") if isinstance(meta, dict) else (None, f"cached engine {name} was built for something else")
+
+
+def _foreign(meta: dict[str, Any], key: str, made_for: Mapping[str, Any] | None, name: str) -> str:
+    """Why an entry is none of ours: another key, or made for another version or device than the one here."""
+    if meta.get("key") != key:
+        return f"cached engine {name} was built for something else"
+    stored = meta.get("made_for")
+    if made_for is None or stored == made_for:
+        return ""
+    known = stored if isinstance(stored, dict) else {}
+    other = [
+        f"{part} {known.get(part)}, here {made_for.get(part)}"
+        for part in sorted({*known, *made_for})
+        if known.get(part) != made_for.get(part)
+    ]
+    return f"cached engine {name} was built elsewhere ({'; '.join(other)})"
+
+
+def alike(folder: Path, slot: str, besides: str) -> list[str]:
+    """Keys of intact-looking entries with this `slot` in their header, the one used last first; `besides` left out.
+
+    A slot names what an engine computes, whatever runs it: the same network built under another power mode has it too.
+    """
+    found: list[tuple[int, str]] = []
+    for path in folder.glob("*.engine"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            meta, _ = _header(file, path.name)
+            if meta is not None and meta.get("slot") == slot and path.stem != besides:
+                found.append((path.stat().st_mtime_ns, path.stem))
+    return [key for _, key in sorted(found, reverse=True)]
+
+
+def store(folder: Path, key: str, payload: bytes, meta: dict[str, Any], kind: str = "engine") -> str:
+    """Write an entry in one step; returns "" or why it could not be kept. Not being able to cache is never an error.
+
+    What stood there is replaced only by a whole new entry: store what has passed its checks, nothing else.
+    """
+    about = {"size": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+    head = canonical_json({**meta, "key": key, "payload": about})
+    start = _MAGIC + _HEAD.pack(hashlib.sha256(head).digest(), len(head))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(_path(folder, key), _MAGIC + digest + length + head + payload)
+        write_atomic(_path(folder, key, kind), start + head + payload)
         _forget_old(folder)
     except (OSError, UnavailableError) as error:
         return f"the engine was not cached, so every start builds it again: {error}"
@@ -123,5 +180,5 @@ def _forget_old(folder: Path) -> None:
             path.unlink()
 
 
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{key}.engine"
+def _path(folder: Path, key: str, kind: str = "engine") -> Path:
+    return folder / f"{key}.{kind}"

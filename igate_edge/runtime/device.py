@@ -28,6 +28,7 @@ __all__ = [
     "power_modes",
     "read_device",
     "read_state",
+    "swap_used_mb",
 ]
 
 #: Compute capability by the name of the system on chip.
@@ -189,15 +190,27 @@ def _l4t(root: Path) -> str | None:
 
 def _swaps(root: Path) -> tuple[int | None, int | None]:
     """MiB of swap on disk and in compressed memory."""
-    lines = (text(root / "proc/swaps") or "").splitlines()
-    if not lines:
+    rows = _swap_rows(root)
+    if rows is None:
         return None, None
-    sizes = {True: 0, False: 0}
-    for line in lines[1:]:
-        words = line.split()
+    sizes = [sum(size for zram, size, _ in rows if zram is kind) // 1024 for kind in (False, True)]
+    return sizes[0], sizes[1]
+
+
+def swap_used_mb(root: Path = Path("/")) -> int | None:
+    """MiB in use of all swap, compressed memory too."""
+    rows = _swap_rows(root)
+    return None if rows is None else sum(used for _, _, used in rows) // 1024
+
+
+def _swap_rows(root: Path) -> list[tuple[bool, int, int]] | None:
+    """(in compressed memory, size, used) of each swap in KiB."""
+    lines = (text(root / "proc/swaps") or "").splitlines()
+    rows = []
+    for words in (line.split() for line in lines[1:]):
         with contextlib.suppress(IndexError, ValueError):
-            sizes["zram" in words[0]] += int(words[-3])
-    return sizes[False] // 1024, sizes[True] // 1024
+            rows.append(("zram" in words[0], int(words[-3]), int(words[-2])))
+    return rows if lines else None
 
 
 def _container(root: Path) -> bool:

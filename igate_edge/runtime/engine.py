@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from .postprocess import decode
 from .preprocess import check_frame, to_input
 
 if TYPE_CHECKING:
-    from ..builder import BuildReport
-    from ..engines.onnxruntime import Session
+    from ..builder_parts import Session
+    from ..buildreport import BuildReport
 
 
 class Engine(Closing):
@@ -43,17 +43,22 @@ class Engine(Closing):
         cache_dir: str | os.PathLike[str] | None = None,
         calibration: Sequence[np.ndarray] | None = None,
         tasks: Sequence[str] | None = None,
+        **more: Any,
     ) -> Engine:
         """Read the bundle at `path`, build its engine or load it from the cache, and run the golden check.
 
-        calibration: uint8 RGB frames that replace the bundle's INT8 ranges; with the frames that `build` was given, its
-        engine is found. tasks: names to answer (None = all); what only other tasks need is not computed. Raises
-        BundleError, InputError, DataError, or CheckFailed when the engine does not compute what was packaged.
+        backend: "onnxruntime", "tensorrt", "auto" (TensorRT where it is usable, else ONNX Runtime; `report` says which
+        and why) or "emulate"; one that is named is never replaced by another. Where a new engine does not pass, the one
+        built before for the same network is opened: `report.rolled_back` says why. calibration: uint8 RGB frames that
+        replace the bundle's INT8 ranges; with the frames that `build` was given, its engine is found. tasks: names to
+        answer (None = all); what only other tasks need is not computed. more: batch, max_ms, seconds, workspace_mb,
+        plugins of TensorRT, see `builder.Options`. Raises BundleError, InputError, DataError, UnavailableError, or
+        CheckFailed when the engine does not compute what was packaged.
         """
         from ..builder import Options, open_engine
 
-        options = Options(backend, threads, precision, cache_dir, calibration, tasks)
-        return cls(*open_engine(path, options))
+        options = Options(backend, threads, precision, cache_dir, calibration, tasks, **more)
+        return cls(*open_engine(path, options, rollback=True))
 
     def __call__(self, frame: np.ndarray) -> dict[str, np.ndarray]:
         """uint8 RGB frame [H,W,3] of any size -> task name -> decoded array at the frame's size (see decode)."""
@@ -64,9 +69,12 @@ class Engine(Closing):
     def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Preprocessed image float32 [1,3,height,width] -> raw outputs per task, float32 (see contract.OutputSpec).
 
-        Raises InputError for another image, CheckFailed when a task's output is missing or holds NaN or infinity.
+        An engine built for a batch takes up to that many rows. Raises InputError for another image, CheckFailed when a
+        task's output is missing or holds NaN or infinity.
         """
         session, want = self._session, (1, 3, self.preprocess.height, self.preprocess.width)
+        if self.report.batch > 1 and isinstance(image, np.ndarray) and 1 < len(image) <= self.report.batch:
+            want = (len(image), *want[1:])
         if session is None:
             raise InputError("the engine is closed", "a frame came after close()", "call it inside the with block")
         if not isinstance(image, np.ndarray) or image.dtype != np.float32 or image.shape != want:

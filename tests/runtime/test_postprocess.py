@@ -9,13 +9,14 @@ import pytest
 
 from igate_edge.contract import OutputSpec
 from igate_edge.errors import InputError
-from igate_edge.runtime.postprocess import decode
+from igate_edge.runtime.postprocess import decode, invalid_depth
+from igate_edge.runtime.preprocess import resize
 
 torch = pytest.importorskip("torch", reason="compared with torch")
 
 
-def raw(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+def raw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def upsampled(array: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
@@ -82,3 +83,54 @@ def test_wrong_shapes_are_refused() -> None:
             decode(spec, raw(1, 5, 2, 2), size)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at most 255 classes"):
         decode(OutputSpec("s", "semseg", 256), raw(256, 1, 1), (2, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 10, 40])
+@pytest.mark.parametrize(
+    ("source", "target"), [((24, 32), (96, 128)), ((6, 8), (37, 53)), ((5, 7), (3, 4)), ((1, 1), (9, 9))]
+)
+def test_classes_that_cannot_win_are_left_out_without_a_difference(
+    channels: int, source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    """Smooth scores as a network's, where most places have one winner, and noise, where all classes can win."""
+    rng, spec = np.random.default_rng(4), OutputSpec("s", "semseg", channels)
+    noise = rng.standard_normal((channels, *source)).astype(np.float32)
+    smooth = resize(rng.standard_normal((channels, 2, 2)).astype(np.float32) * 5, source)
+    one = noise.copy()
+    one[channels // 2] += 100
+    for logits in (noise, smooth, one, np.round(noise)):
+        want = resize(logits, target)
+        got = decode(spec, logits, target)
+        # Where two classes are equal but for rounding either is right.
+        best = np.take_along_axis(want, got[None].astype(np.int64), 0)[0]
+        np.testing.assert_allclose(best, want.max(0), atol=1e-5)
+        assert (got != want.argmax(0)).mean() <= (0.02 if logits is not noise else 0.001)
+
+
+@pytest.mark.parametrize("kind", ["semseg", "depth", "normals", "edges"])
+def test_a_part_of_the_output_is_decoded_alone(kind: str) -> None:
+    """What a letterboxed frame needs: the same values as decoding everything and cutting the part out."""
+    spec = OutputSpec("t", kind, {"semseg": 4, "normals": 3}.get(kind, 1))
+    source = raw(spec.channels, 8, 12)
+    whole = decode(spec, source, (32, 48))
+    part = decode(spec, source, (16, 36), (0.25, 0.125, 0.5, 0.75))
+    np.testing.assert_allclose(part, whole[8:24, 6:42], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["semseg", "depth", "normals"])
+def test_an_array_that_fits_is_used_again(kind: str) -> None:
+    spec = OutputSpec("t", kind, {"semseg": 4, "normals": 3}.get(kind, 1))
+    first = decode(spec, raw(spec.channels, 4, 4, seed=1), (9, 7))
+    want = decode(spec, raw(spec.channels, 4, 4, seed=2), (9, 7))
+    again = decode(spec, raw(spec.channels, 4, 4, seed=2), (9, 7), out=first)
+    assert again is first and np.array_equal(again, want)
+    for other in (first[:5], first.astype(np.float64), first[::-1]):
+        kept = other.copy()
+        got = decode(spec, raw(spec.channels, 4, 4, seed=3), (9, 7), out=other)
+        assert got is not other and np.array_equal(other, kept)
+
+
+def test_depth_outside_of_its_range_is_invalid() -> None:
+    depth = np.array([[0.1, 0.2, 3.0, np.inf, np.nan]], np.float32)
+    assert invalid_depth(depth, 0.2, 20.0) is depth
+    assert np.array_equal(depth, np.array([[np.nan, 0.2, 3.0, np.nan, np.nan]], np.float32), equal_nan=True)

@@ -7,7 +7,15 @@ import pytest
 
 from igate_edge.contract import Preprocess
 from igate_edge.errors import InputError
-from igate_edge.runtime.preprocess import resize, to_input, to_network_size
+from igate_edge.runtime.preprocess import (
+    FITS,
+    fit_of,
+    resize,
+    resize_frame,
+    to_canvas,
+    to_input,
+    to_network_size,
+)
 
 torch = pytest.importorskip("torch", reason="compared with torch")
 
@@ -91,3 +99,46 @@ def test_other_frames_are_refused(bad: object, cause: str, fix: str) -> None:
     with pytest.raises(InputError) as caught:
         to_input(bad, PLAIN)  # type: ignore[arg-type]
     assert cause in caught.value.cause and fix in caught.value.fix and caught.value.evidence.startswith("got ")
+
+
+@pytest.mark.parametrize("size", [(480, 640), (720, 1280), (100, 30), (333, 1000), (1, 1), (1, 500), (96, 128)])
+@pytest.mark.parametrize("mode", FITS)
+def test_every_fit_lies_inside_and_keeps_what_it_promises(mode: str, size: tuple[int, int]) -> None:
+    pre = Preprocess(96, 128)
+    fit = fit_of(mode, size, pre)
+    for (top, left, height, width), whole in ((fit.window, size), (fit.place, fit.canvas)):
+        assert top >= 0 and left >= 0 and height >= 1 and width >= 1
+        assert top + height <= whole[0] and left + width <= whole[1]
+    (_, _, h, w), (_, _, ph, pw) = fit.window, fit.place
+    if mode == "letterbox":
+        assert (h, w) == size and (ph == 96 or pw == 128)
+        scale = min(96 / h, 128 / w)
+        assert (ph, pw) == (max(1, round(h * scale)), max(1, round(w * scale))), "one scale for both axes"
+    elif mode == "crop":
+        assert (ph, pw) == fit.canvas and (h == size[0] or w == size[1]) and fit.part is None
+        assert min(size) == 1 or abs(h / w - 96 / 128) * w <= 1
+    else:
+        assert (h, w) == size and (ph, pw) == fit.canvas and fit.part is None
+
+
+def test_letterboxed_input_is_the_frame_with_borders_of_the_mean_colour() -> None:
+    pre = Preprocess(16, 16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+    image = frame(20, 40)
+    fit = fit_of("letterbox", (20, 40), pre)
+    got = to_canvas(resize_frame(image, fit.place[2:]), fit, pre)
+    assert fit.place == (4, 0, 8, 16) and fit.part == (0.25, 0.0, 0.5, 1.0)
+    assert np.array_equal(got[0, :, 4:12], to_input(image, Preprocess(8, 16, pre.mean, pre.std))[0])
+    assert not got[0, :, :4].any() and not got[0, :, 12:].any()
+    whole = to_canvas(resize_frame(image, (16, 16)), fit_of("stretch", (20, 40), pre), pre)
+    assert np.array_equal(whole, to_input(image, pre))
+    with pytest.raises(InputError, match="no such fit"):
+        fit_of("zoom", (20, 40), pre)
+
+
+@pytest.mark.parametrize("source", [(1, 1), (7, 9), (48, 64), (480, 640)])
+@pytest.mark.parametrize("target", [(1, 1), (8, 8), (24, 31), (96, 128)])
+def test_the_faster_way_gives_the_same_numbers(source: tuple[int, int], target: tuple[int, int]) -> None:
+    image = frame(*source)
+    want = resize(image.transpose(2, 0, 1), target)
+    assert np.array_equal(resize_frame(image, target), want)
+    assert np.array_equal(resize_frame(image[::-1, ::-1], target), resize(image[::-1, ::-1].transpose(2, 0, 1), target))

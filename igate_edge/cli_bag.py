@@ -1,0 +1,99 @@
+"""`igate run --bag` and `igate replay`: bags without ROS, and flight recordings run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer, say
+from .errors import InputError
+from .reports.tables import Grid, number
+
+if TYPE_CHECKING:
+    from .robotics.process import BagRun
+    from .robotics.replay import Replay
+
+
+def run_bag(
+    path: Path,
+    source: Path | None,
+    bag: Path,
+    out: Path,
+    topics: Sequence[str],
+    limit: int | None,
+    depth_encoding: str,
+    options: tuple[int, str, Path | None, Path | None],
+) -> Answer:
+    """Answer every frame of a bag and write the results to another bag; the code is 1 when the engine failed on one.
+
+    options: threads, precision, cache folder, calibration frames, as of `igate run` on files.
+    """
+    from .cli_engine import _calibration
+    from .cli_frames import make_folder
+    from .robotics.bag import BagSource, BagWriter
+    from .robotics.process import answer_bag
+    from .runtime.engine import Engine
+
+    if source is not None:
+        raise InputError("two inputs", f"{source} and --bag {bag}", "give one of them")
+    opened = BagSource(bag, topics or None)
+    if out.resolve() == bag.resolve() or bag.resolve() in out.resolve().parents:
+        raise InputError("the results would overwrite the input", str(out), "pass another --out")
+    threads, precision, cache, frames = options
+    ranges = _calibration(frames) if frames is not None else None
+    make_folder(out.parent)
+    say(f"running {path.name} on {', '.join(opened.topics)}")
+    settings: dict[str, Any] = {"threads": threads, "precision": precision, "cache_dir": cache, "calibration": ranges}
+    with BagWriter(out) as writer, Engine.open(path, **settings) as engine:
+        run = answer_bag(engine, opened, writer, limit=limit, depth_encoding=depth_encoding)
+        precision, warnings = engine.report.precision, engine.report.warnings
+    document = {"bundle": str(path), "input": str(bag), "out": str(out), "precision": precision, **run.as_json()}
+    return Answer({**document, "warnings": warnings}, _run_shown(run, out, precision, warnings), 1 if run.failed else 0)
+
+
+def _run_shown(run: BagRun, out: Path, precision: str, warnings: Sequence[str]) -> list[Any]:
+    facts = run.as_json()
+    speed = f"{number(facts['ms_per_frame'])} ms a frame with pre- and postprocessing ({precision})"
+    shown: list[Any] = [f"{facts['frames']} frame(s), {speed}"]
+    shown += [f"{count} frame(s) of {topic}: {run.topics[topic]}/..." for topic, count in run.frames.items()]
+    shown += [f"LOST: {loss}" for loss in run.losses]
+    shown += [f"REFUSED: {count} of {reason}" for reason, count in run.refused.items()]
+    shown += [f"FAILED: {count} of {reason}" for reason, count in run.failed.items()]
+    return [*shown, f"results: {out}", *(f"note: {note}" for note in [*run.notes, *warnings])]
+
+
+def replay_recording(path: Path, recording: Path, options: dict[str, Any]) -> Answer:
+    """Run a flight recording's frames again; the answer's code is 1 when they are answered in another way."""
+    from .bundle import Bundle
+    from .robotics.replay import read_recording, replay
+    from .runtime.engine import Engine
+
+    read_recording(recording, [])  # a wrong file is known before an engine is built
+    say(f"replaying {recording.name} with {path.name}")
+    with Engine.open(path, **options) as engine:
+        found, report = replay(engine, Bundle.read(path), recording), engine.report
+    document = {"bundle": str(path), "recording": str(recording), "precision": report.precision, **found.as_json()}
+    return Answer({**document, "warnings": report.warnings}, _replay_shown(found), 0 if found.passed else 1)
+
+
+def _replay_shown(found: Replay) -> list[Any]:
+    shown: list[Any] = [f"{found.frames} frame(s), recorded because of: {found.about.get('reason', 'unknown')}", ""]
+    rows = [
+        (
+            task.task,
+            task.measure,
+            f"{task.identical} of {task.frames}",
+            number(task.worst),
+            number(task.limit),
+            "yes" if task.passed else "NO",
+        )
+        for task in found.tasks
+    ]
+    columns = ("task", "worst frame", "identical", "distance", "limit", "as recorded")
+    shown += [Grid("Answers now and then", columns, rows, 2), ""] if rows else []
+    for stamp_ns, then, now in found.errors:
+        shown.append(f"frame {stamp_ns}: then {then or 'answered'}; now {now or 'answered'}")
+    shown += [f"LOST: {loss}" for loss in found.losses] + [f"note: {note}" for note in found.notes]
+    word = "PASSED" if found.passed else "FAILED"
+    return [*shown, f"{word}: the frames {'are' if found.passed else 'are NOT'} answered as they were recorded"]

@@ -1,0 +1,222 @@
+"""`igate serve`: a camera through one network until it is told to stop, watched, recorded and supervised."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cli_console import Answer, say
+from .errors import InputError
+from .files import as_path, os_errors
+
+if TYPE_CHECKING:
+    from .robotics.recorder import Recorder
+    from .runtime.frame import Frame, Result
+    from .runtime.monitor import Monitor
+    from .runtime.pipeline import Pipeline
+    from .runtime.supervise import Supervised
+
+#: Seconds between two lines of what the monitor says.
+SAY_S = 10.0
+#: A stage that is busy for this long with one frame hangs: systemd should start the service again.
+STUCK_S = 4.0
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    """What the command line said; None: the default. See `igate serve --help`."""
+
+    bundle: Path
+    source: str
+    backend: str = "auto"
+    threads: int = 1
+    cache: Path | None = None
+    budget_ms: float | None = None
+    port: int = 9464
+    record: Path | None = None
+    latest: Path | None = None
+    seconds: float | None = None
+
+
+def serve(args: ServeArgs) -> Answer:
+    """Answer frames until a signal, the end of the source or `seconds`; exit code 1 when no frame was answered."""
+    from .bundle import Bundle
+    from .runtime.device_state import read_state
+    from .runtime.engine import Engine
+    from .runtime.monitor import Monitor
+    from .runtime.pipeline import Pipeline
+    from .runtime.supervise import Supervised
+
+    bundle = Bundle.read(args.bundle)
+    budget = args.budget_ms if args.budget_ms is not None else _budget_ms(bundle.manifest.get("budget"))
+    monitor = Monitor(budget, reference=bundle.manifest.get("reference"), state=read_state)
+    place = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
+    open_engine = functools.partial(Engine.open, args.bundle, **place)
+    with contextlib.ExitStack() as stack:
+        frames, mode = open_source(args.source)
+        stack.callback(getattr(frames, "close", lambda: None))
+        recorder = stack.enter_context(_recorder(args.record, bundle.seal)) if args.record is not None else None
+        if recorder is not None:
+            monitor.on_alarm = recorder.trigger
+        say(f"opening {args.bundle.name}")
+        engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: _changed(monitor, status)))
+        pipeline = Pipeline(engine, _sink(args.latest), mode=mode, monitor=monitor, recorder=recorder)
+        return _loop(args, engine, stack.enter_context(pipeline), frames, monitor, recorder, stack)
+
+
+def _loop(
+    args: ServeArgs,
+    engine: Supervised,
+    pipeline: Pipeline,
+    frames: Iterable[Frame],
+    monitor: Monitor,
+    recorder: Recorder | None,
+    stack: contextlib.ExitStack,
+) -> Answer:
+    from .runtime import exporters
+    from .runtime.supervise import quiet_collector, stop_on_signals
+    from .runtime.watchdog import Watchdog
+
+    if args.port:
+        stack.enter_context(exporters.serve(monitor, args.port))
+        say(f"health: http://127.0.0.1:{args.port}/metrics")
+    stack.enter_context(_said_every(SAY_S, monitor))
+    if args.seconds is not None:
+        timer = threading.Timer(args.seconds, pipeline.stop)
+        timer.daemon = True
+        timer.start()
+        stack.callback(timer.cancel)
+    stack.enter_context(stop_on_signals(pipeline.stop))
+    stack.enter_context(quiet_collector())
+    alive = functools.partial(_alive, engine, pipeline)
+    stack.enter_context(Watchdog(alive, lambda: monitor.verdict().sentence))
+    counts = pipeline.run(frames)
+    return _answer(monitor, pipeline, counts, recorder)
+
+
+def _sink(latest: Path | None) -> Callable[[Result], None]:
+    return Latest(latest).put if latest is not None else lambda result: None
+
+
+def _alive(engine: Supervised, pipeline: Pipeline) -> bool:
+    return engine.alive and pipeline.stuck_s < STUCK_S
+
+
+def _changed(monitor: Monitor, status: str) -> None:
+    if status != "ready":
+        monitor.count("error/engine")
+    say(f"engine: {status}")
+
+
+def _budget_ms(budget: Any) -> float | None:
+    """A bundle's own budget where it is one of milliseconds: a ratio says nothing about one frame."""
+    value = budget.get("ms") if isinstance(budget, dict) else None
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def open_source(text: str) -> tuple[Iterable[Frame], str]:
+    """The source that a text names, and the pipeline's mode for it: "latest" for what is live, "every" for files.
+
+    synthetic, v4l2:///dev/video0, csi://0, rtsp://..., a video, or a folder of images. Raises InputError for a text
+    that names none, UnavailableError where the camera or what reads it is missing.
+    """
+    from .runtime import sources, sources_gstreamer
+
+    kind, _, rest = text.partition("://")
+    if text == "synthetic":
+        return sources.Synthetic(), "latest"
+    if kind == "csi" and re.fullmatch(r"\d{1,2}", rest):
+        return sources.Capture(sources_gstreamer.csi(int(rest))), "latest"
+    if kind == "v4l2" and rest:
+        return sources.Video(**sources_gstreamer.v4l2(rest)), "latest"
+    if kind == "rtsp" and rest:
+        return sources.Capture(sources_gstreamer.rtsp(text)), "latest"
+    path = as_path(text)
+    if path.is_dir():
+        return sources.Folder(path), "every"
+    if path.is_file():
+        return sources.Video(path), "every"
+    known = "synthetic, v4l2:///dev/video0, csi://0, rtsp://..., a video file or a folder of images"
+    raise InputError("not a source of frames", f"{text!r:.80}", f"use {known}")
+
+
+def _recorder(folder: Path, seal: str) -> Recorder:
+    from .robotics.recorder import Recorder
+
+    return Recorder(folder, about={"bundle": seal})
+
+
+class Latest:
+    """Keeps the newest answers in one .npz that other programs read: replaced in one step, never half written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with os_errors(path.parent, "create the folder"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def put(self, result: Result) -> None:
+        """Write stamp_ns, frame_id and every task's array. Raises UnavailableError when it cannot be written."""
+        import numpy as np
+
+        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
+        about: Any = {"stamp_ns": np.int64(result.stamp_ns), "frame_id": np.str_(result.frame_id)}
+        with os_errors(self._path, "write"):
+            try:
+                with temporary.open("xb") as file:
+                    np.savez(file, **about, **{f"task/{name}": array for name, array in result.outputs.items()})
+                os.replace(temporary, self._path)  # no sync: what counts is the newest, not that it outlives the power
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+
+@contextlib.contextmanager
+def _said_every(seconds: float, monitor: Monitor) -> Iterator[None]:
+    """Say the verdict whenever it changes its level, and every `seconds`."""
+    ended = threading.Event()
+
+    def speak() -> None:
+        level, due = "", time.monotonic() + seconds
+        while not ended.wait(0.5):
+            verdict = monitor.verdict()
+            if verdict.level != level or time.monotonic() >= due:
+                level, due = verdict.level, time.monotonic() + seconds
+                say(f"{verdict.level}: {verdict.sentence}{''.join(f'; {hint}' for hint in verdict.hints)}")
+
+    thread = threading.Thread(target=speak, name="igate verdict", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _answer(monitor: Monitor, pipeline: Pipeline, counts: Any, recorder: Recorder | None) -> Answer:
+    from .plaindata import plain_json
+
+    if recorder is not None:
+        recorder.flush(5.0)
+    document = {
+        "counts": plain_json(counts),
+        "complaints": dict(pipeline.complaints),
+        "health": monitor.snapshot(),
+        "recordings": [str(path) for path in sorted(recorder.folder.glob("flight_*.mcap"))] if recorder else [],
+    }
+    verdict = monitor.verdict()
+    shown = [
+        f"{counts.answered} of {counts.received} frames answered, {counts.dropped} dropped, {counts.stale} stale",
+        f"{verdict.level}: {verdict.sentence}",
+        *(f"note: {key}: {sentence}" for key, sentence in pipeline.complaints.items()),
+        *(f"recording: {path}" for path in document["recordings"]),
+    ]
+    return Answer(document, shown, 0 if counts.answered else 1)

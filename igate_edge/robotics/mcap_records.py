@@ -1,0 +1,130 @@
+"""Messages of an mcap file in file order, up to the damage where there is one, also out of a chunk that was cut."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: Bytes that one chunk may unpack to: a damaged length must not decide how much memory is taken.
+MAX_CHUNK = 1 << 28
+_CHUNK_OPCODE, _CHUNK_HEAD = 0x06, struct.Struct("<QQQII")
+_RECORD_HEAD = struct.Struct("<BQ")
+
+
+def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, bytes]]:
+    """(topic, type, log time in ns, data) of each CDR message; adds a sentence to `losses` for each damage.
+
+    A chunk whose checksum is wrong is left out, and reading goes on behind it; a file that was cut ends at its last
+    whole message.
+    """
+    from mcap.records import Chunk, DataEnd
+    from mcap.stream_reader import StreamReader
+
+    size, good, ended = path.stat().st_size, 0, False
+    tables: dict[str, dict[int, Any]] = {"schemas": {}, "channels": {}}
+    with path.open("rb") as file:
+        records = StreamReader(file, emit_chunks=True, record_size_limit=size).records
+        while True:
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # the end of the file, or whatever a wrong length leads to
+                reason = _reason(error)
+                break
+            good, ended = file.tell(), ended or isinstance(record, DataEnd)
+            inside = [record]
+            if isinstance(record, Chunk):
+                try:
+                    inside = _whole_chunk(record)
+                except Exception as error:
+                    losses.append(
+                        f"{path.name}: the chunk before byte {good:,} is damaged ({_reason(error)}) and left out"
+                    )
+                    continue
+            yield from _messages(inside, tables)
+        if ended:
+            losses.append(f"{path.name}: the index at its end is damaged ({reason}); all messages were read")
+            return
+        file.seek(good)
+        yield from _messages(_cut_chunk(file.read(MAX_CHUNK)), tables)
+        losses.append(f"{path.name}: damaged at byte {good:,} of {size:,} ({reason}); what follows is lost")
+
+
+def _reason(error: Exception) -> str:
+    known = {"EndOfFile": "the file ends there", "RecordLengthLimitExceeded": "a record there is longer than the file"}
+    return known.get(type(error).__name__, f"{type(error).__name__}: {error}"[:120])
+
+
+def _messages(records: Any, tables: dict[str, dict[int, Any]]) -> Iterator[tuple[str, str, int, bytes]]:
+    from mcap.records import Channel, Message, Schema
+
+    for record in records:
+        if isinstance(record, Schema):
+            tables["schemas"][record.id] = record
+        elif isinstance(record, Channel):
+            tables["channels"][record.id] = record
+        elif isinstance(record, Message):
+            channel = tables["channels"].get(record.channel_id)
+            schema = tables["schemas"].get(channel.schema_id) if channel is not None else None
+            if channel is not None and schema is not None and channel.message_encoding == "cdr":
+                yield channel.topic, schema.name, record.log_time, record.data
+
+
+def _whole_chunk(chunk: Any) -> list[Any]:
+    """All records of a chunk; raises ValueError when it does not hold what its header says."""
+    data = _unpack(chunk.data, chunk.compression, chunk.uncompressed_size)
+    if len(data) != chunk.uncompressed_size:
+        raise ValueError(f"{len(data)} bytes instead of {chunk.uncompressed_size}")
+    if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
+        raise ValueError("wrong checksum")
+    return list(_records(data))
+
+
+def _cut_chunk(rest: bytes) -> list[Any]:
+    """The whole records at the start of a chunk of which only `rest` is there; [] for anything else."""
+    start = _RECORD_HEAD.size
+    if len(rest) < start + _CHUNK_HEAD.size or rest[0] != _CHUNK_OPCODE:
+        return []
+    *_, size, _crc, length = _CHUNK_HEAD.unpack_from(rest, start)
+    name = start + _CHUNK_HEAD.size
+    compression = rest[name : name + length]
+    try:
+        return list(_records(_unpack(rest[name + length + 8 :], compression.decode(), size)))
+    except Exception:  # nothing in it can be unpacked
+        return []
+
+
+def _unpack(data: bytes, compression: str, size: int) -> bytes:
+    """Up to `size` bytes, fewer when `data` was cut."""
+    if not 0 <= size <= MAX_CHUNK:
+        raise ValueError(f"it claims to unpack to {size} bytes")
+    if compression == "zstd":
+        import zstandard
+
+        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
+            return stream.read(size)
+    if compression == "lz4":
+        import lz4.frame
+
+        return lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size)
+    if compression:
+        raise ValueError(f"unknown compression {compression!r:.20}")
+    return data[:size]
+
+
+def _records(data: bytes) -> Iterator[Any]:
+    """Whole records that stand one after the other in `data`."""
+    from mcap.exceptions import EndOfFile
+    from mcap.stream_reader import StreamReader
+
+    records = StreamReader(io.BytesIO(data), skip_magic=True, record_size_limit=max(len(data), 1)).records
+    while True:
+        try:
+            yield next(records)
+        except (EndOfFile, StopIteration):
+            return

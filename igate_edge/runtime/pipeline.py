@@ -1,0 +1,374 @@
+"""Camera to answers: one thread a stage, one frame waiting between two stages, and the newest frame wins.
+
+The garbage collector: a frame makes no reference cycles, so its arrays are freed as soon as nobody holds them, and the
+pipeline works with the collector off. It never touches the collector, which belongs to the whole process; a program
+that wants no pauses wraps its loop in `supervise.quiet_collector()`. Between stages at most one frame waits, so after
+the first frames memory does not grow, however slow the sink is; results that the sink keeps are its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from ..contract import OutputSpec, Preprocess
+from ..engines.session import Closing
+from ..errors import InputError
+from . import encodings
+from .frame import Frame, Result
+from .mailbox import Closed, Mailbox
+from .pipeline_counts import Counts, Tally, Watching
+from .pipeline_stages import MODES, Job, Look, age_ms, post_stage, preprocess_stage
+from .preprocess import FITS
+
+__all__ = ["Answering", "Counts", "Pipeline", "Recording", "Sink", "Watching"]
+
+#: What gets the results, on a thread of its own.
+Sink = Callable[[Result], None]
+#: A stamp that is further behind than this means that the camera's clock was set back; less is a late frame.
+JUMP_NS = 1_000_000_000
+#: A source that fails so often in a row is at its end.
+SOURCE_FAILURES = 3
+#: Seconds that `run` waits for the last results once it was stopped.
+STOP_S = 5.0
+
+
+class Answering(Protocol):
+    """What a pipeline needs of an engine: `runtime.engine.Engine`, or `runtime.supervise.Supervised` around one."""
+
+    preprocess: Preprocess
+    tasks: tuple[OutputSpec, ...]
+
+    def infer(self, image: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class Recording(Protocol):
+    """What a pipeline tells a flight recorder (`robotics.recorder.Recorder`)."""
+
+    def add(self, frame: Frame, result: Result | None, error: str = "") -> object: ...
+
+
+class Pipeline(Closing):
+    """Frames in by `submit` or `run`, results out to `sink(result)`, in order, each with its frame's stamp.
+
+    mode: "latest": a frame that waits is replaced by a newer one (live cameras); "every": `submit` waits, no frame is
+    dropped or judged stale (bags, tests). at: "frame": answers of the frame's size; "network": of the network's.
+    fit: "stretch" as in training; "letterbox" keeps the aspect ratio; "crop" looks at the middle of the frame only.
+    Image, answers and camera of a result always are of the same pixels, without padding. tasks: names to answer, None =
+    all of the engine's. depth_range: metres (least, most); beyond them depth is NaN. max_age_ms: in mode "latest" an
+    older result is not published. borrowed: a result's arrays are written again once the sink has returned. One camera
+    a pipeline where frames are live; pipelines may share an engine, which stays open. Raises InputError for an unknown
+    mode, fit, place or task.
+
+    >>> class Grey:
+    ...     preprocess, tasks = Preprocess(1, 1), (OutputSpec("far", "depth", 1),)
+    ...     def infer(self, image): return {"far": np.zeros((1, 1, 1, 1), np.float32)}
+    >>> seen = []
+    >>> with Pipeline(Grey(), seen.append, mode="every") as pipeline:
+    ...     counts = pipeline.run([Frame(np.zeros((2, 3, 3), np.uint8), stamp_ns=7)])
+    >>> counts.answered, seen[0].stamp_ns, seen[0].outputs["far"].tolist()
+    (1, 7, [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    """
+
+    def __init__(
+        self,
+        engine: Answering,
+        sink: Sink,
+        *,
+        mode: str = "latest",
+        monitor: Watching | None = None,
+        recorder: Recording | None = None,
+        tasks: Sequence[str] | None = None,
+        borrowed: bool = False,
+        at: str = "frame",
+        fit: str = "stretch",
+        depth_range: tuple[float, float] | None = None,
+        max_age_ms: float | None = 1000.0,
+    ) -> None:
+        for name, value, known in (("mode", mode, MODES), ("fit", fit, FITS), ("size", at, ("frame", "network"))):
+            if value not in known:
+                raise InputError(f"a pipeline has no such {name}", f"got {value!r:.40}", f"use {' or '.join(known)}")
+        if max_age_ms is not None and not max_age_ms > 0:
+            raise InputError("not an age in milliseconds", f"{max_age_ms!r:.40}", "pass a number above 0, or None")
+        self._engine, self._sink, self._monitor, self._recorder = engine, sink, monitor, recorder
+        self._live = mode == "latest"
+        self._max_age_ms = max_age_ms if self._live else None
+        self._look = Look(engine.preprocess, fit, at, depth_range, borrowed, recorder is not None)
+        self._all = tuple(engine.tasks)
+        self._tasks = self._all
+        self.select(tasks)
+        self._tally = Tally(monitor)
+        self._lock, self._turns = threading.Lock(), threading.Lock()
+        self._newest: dict[str, int] = {}
+        self._kinds: dict[str, tuple[str, tuple[int, int]]] = {}
+        self._closed = self._stopped = False
+        self._source: Iterable[Frame] | None = None
+        stages = {"preprocess": self._prepare, "infer": self._infer, "post": self._post, "sink": self._publish}
+        self._busy = dict.fromkeys(stages, 0.0)
+        self._boxes: list[Mailbox[Job]] = [Mailbox(not self._live) for _ in stages]
+        self._threads = [
+            threading.Thread(target=self._turn, args=(index, name, work), name=f"igate {name}", daemon=True)
+            for index, (name, work) in enumerate(stages.items())
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def counts(self) -> Counts:
+        """A snapshot; any thread."""
+        return self._tally.counts()
+
+    @property
+    def complaints(self) -> dict[str, str]:
+        """ "stale", or a key of `refused`, `errors` or `events` -> the sentence of the last time it happened."""
+        return self._tally.complaints()
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds for which the slowest stage has been busy with one frame; 0.0 when all wait. For a watchdog."""
+        begun = min((start for start in self._busy.values() if start), default=0.0)
+        return time.monotonic() - begun if begun else 0.0
+
+    def select(self, tasks: Sequence[str] | None) -> None:
+        """Answer only these tasks from the next frame on (None = all, empty = none); raises InputError as above."""
+        known = {spec.name for spec in self._all}
+        if tasks is not None and (isinstance(tasks, str) or not known.issuperset(tasks)):
+            evidence = f"asked: {tasks!r:.80}; the engine has {', '.join(sorted(known))}"
+            raise InputError("unknown task", evidence, "name tasks of the engine")
+        self._tasks = tuple(spec for spec in self._all if tasks is None or spec.name in tasks)
+
+    def submit(self, frame: Frame, *, owned: bool = False) -> bool:
+        """Hand in a frame; never raises for what is wrong with it: False = refused or stale, and counted.
+
+        The pixels are copied unless `owned` (nobody else will write them). In mode "every" this waits for room; it
+        returns False once the pipeline is closed.
+        """
+        arrived = time.monotonic_ns()
+        if self._closed:
+            return False
+        self._tally.received()
+        # Threads that submit live frames take turns, or an older frame could replace a newer one.
+        with self._turns if self._live else contextlib.nullcontext():
+            return self._accept(frame, owned, arrived)
+
+    def _accept(self, frame: Frame, owned: bool, arrived: int) -> bool:
+        try:
+            size = encodings.check(frame)
+            if not self._in_order(frame, size):
+                return False
+            # A time of arrival that lies ahead is one of another clock.
+            received = frame.received_ns if 0 < frame.received_ns <= arrived else arrived
+            pixels = frame.data if owned else np.array(frame.data, order="C")
+            job = Job(replace(frame, data=pixels, received_ns=received), received)
+        except encodings.Refused as error:
+            self._tally.refused(error.reason, str(error))
+            return False
+        except Exception as error:  # no memory for the copy, or a frame that nobody thought of
+            self._tally.error("submit", _sentence(error))
+            return False
+        return self._hand_on(0, job)
+
+    def run(self, source: Iterable[Frame]) -> Counts:
+        """Submit all frames of a source until it ends or `stop` is called, wait for their results, close the source.
+
+        Pixels are not copied where the source says `owned = True`. Raises what the source raised when it fails
+        SOURCE_FAILURES times in a row; a single failure is an event "source".
+        """
+        self._source, failures = source, 0
+        owned = bool(getattr(source, "owned", False))
+        try:
+            frames = iter(source)
+            while not self._stopped and not self._closed:
+                try:
+                    frame = next(frames)
+                except StopIteration:
+                    break
+                except Exception as error:
+                    failures += 1
+                    self._tally.event("source", _sentence(error))
+                    if failures >= SOURCE_FAILURES:
+                        raise
+                    continue
+                failures = 0
+                self.submit(frame, owned=owned)
+        finally:
+            self._source = None
+            _close_source(source)
+        if not self._tally.wait(None, lambda: self._stopped):
+            self._tally.wait(STOP_S)
+        return self.counts
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is inside; False when that took longer than `timeout_s`."""
+        return self._tally.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End `run` after the frame in hand, for good; from any thread, or by `supervise.stop_on_signals`."""
+        self._stopped = True
+        _close_source(self._source)
+        self._tally.wake()
+
+    def close(self, drain: bool = True, timeout_s: float = 5.0) -> None:
+        """Take no more frames, answer those inside (`drain`) or drop them, end the threads; twice is fine.
+
+        A stage that is still stuck after `timeout_s` is left behind, as an event "left" that names it.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.stop()
+        self._boxes[0].close()
+        deadline = time.monotonic() + timeout_s
+        if drain:
+            self._join(deadline)
+        for index, box in enumerate(self._boxes):
+            if (job := box.close(keep=False)) is not None:
+                self._drop(index, job)
+        self._join(deadline if not drain else time.monotonic() + 0.1)
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                self._tally.event("left", f"the stage {thread.name!r} did not end within {timeout_s:g} s")
+
+    def _join(self, deadline: float) -> None:
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _in_order(self, frame: Frame, size: tuple[int, int]) -> bool:
+        """Whether a live frame is newer than all before it; also notes what else about the camera changed."""
+        source, stamp, kind = frame.source, frame.stamp_ns, (frame.encoding, size)
+        with self._lock:
+            newest, before = self._newest.get(source, 0), self._kinds.get(source, kind)
+            behind = newest - stamp if stamp and newest else -1
+            late = self._live and 0 <= behind <= JUMP_NS
+            if not late:
+                self._newest[source], self._kinds[source] = stamp or newest, kind
+        if late:
+            words = "the same stamp again" if not behind else f"{behind / 1e6:.1f} ms older than one before it"
+            self._tally.stale(f"a frame of {source or 'the camera'} came too late: {words}")
+            return False
+        if behind > JUMP_NS:
+            self._tally.event("clock", f"the stamps of {source or 'the camera'} jumped back by {behind / 1e9:.1f} s")
+        if kind[0] != before[0]:
+            self._tally.event("encoding", f"{source or 'the camera'} changed from {before[0]} to {kind[0]}")
+        if size != before[1]:
+            words = f"{before[1][1]}x{before[1][0]} to {size[1]}x{size[0]}"
+            self._tally.event("size", f"{source or 'the camera'} changed from {words}")
+        return True
+
+    def _hand_on(self, index: int, job: Job) -> bool:
+        """Leave a frame for the stage; what waited there is dropped."""
+        try:
+            replaced = self._boxes[index].put(job)
+        except Closed:
+            self._drop(index, job)
+            return False
+        if replaced is not None:
+            self._drop(index, replaced)
+        return True
+
+    def _drop(self, index: int, job: Job) -> None:
+        self._look.give_back(job)
+        why = "the pipeline was closed" if self._closed else "a newer frame took its place"
+        self._record(job.frame, None, f"dropped before {list(self._busy)[index]}: {why}")
+        self._tally.dropped()
+
+    def _turn(self, index: int, name: str, work: Callable[[Job], bool]) -> None:
+        """The life of a stage's thread."""
+        while True:
+            try:
+                job = self._boxes[index].take()
+            except Closed:
+                break
+            self._busy[name] = time.monotonic()
+            try:
+                if work(job) and index + 1 < len(self._boxes):
+                    self._hand_on(index + 1, job)
+            except BaseException as error:  # even a SystemExit of a sink must not end the stage unseen
+                self._look.give_back(job)
+                self._record(job.frame, job.result, f"{name}: {_sentence(error)}")
+                self._tally.error(name, _sentence(error))
+            finally:
+                self._busy[name] = 0.0
+            del job  # what was answered must not live on while this thread waits
+        if index + 1 < len(self._boxes):
+            self._boxes[index + 1].close()
+
+    def _too_old(self, job: Job) -> bool:
+        if self._max_age_ms is None or (age := age_ms(job)) <= self._max_age_ms:
+            return False
+        self._look.give_back(job)
+        self._record(job.frame, None, "stale: too old to be published")
+        self._tally.stale(f"a frame was {age:.0f} ms old before it was answered, {self._max_age_ms:g} ms are allowed")
+        return True
+
+    def _prepare(self, job: Job) -> bool:
+        sentence = preprocess_stage(job, self._look)
+        if sentence:
+            self._tally.event("camera_info", sentence)
+        return True
+
+    def _infer(self, job: Job) -> bool:
+        if self._too_old(job):
+            return False
+        assert job.input is not None
+        start = time.perf_counter()
+        job.raw = self._engine.infer(job.input)
+        job.ms["infer"] = (time.perf_counter() - start) * 1e3
+        return True
+
+    def _post(self, job: Job) -> bool:
+        post_stage(job, self._look, self._tasks)
+        return True
+
+    def _publish(self, job: Job) -> bool:
+        if self._too_old(job):
+            return False
+        assert job.image is not None
+        start = time.perf_counter()
+        frame, ms = job.frame, job.ms
+        ms["end_to_end"] = (time.monotonic_ns() - job.arrived_ns) / 1e6
+        header = frame.stamp_ns, frame.frame_id, frame.source, self._tally.counts().answered
+        result = Result(*header, job.image, job.outputs, job.camera, ms, self._look.borrowed)
+        job.result = result
+        self._sink(result)
+        # The sink's result keeps the times it had: nothing that was handed out changes.
+        done = {**ms, "publish": (time.perf_counter() - start) * 1e3}
+        done["end_to_end"] = (time.monotonic_ns() - job.arrived_ns) / 1e6
+        final = replace(result, ms=done)
+        self._record(frame, final)
+        if self._monitor is not None:
+            try:
+                self._monitor.frame(final)
+                self._monitor.inspect(final.image, final.outputs)
+            except Exception as error:
+                self._tally.event("monitor", _sentence(error))
+        self._look.give_back(job)
+        self._tally.answered()
+        return True
+
+    def _record(self, frame: Frame, result: Result | None, error: str = "") -> None:
+        if self._recorder is not None:
+            try:
+                self._recorder.add(frame, result, error)
+            except Exception as failure:
+                self._tally.event("recorder", _sentence(failure))
+
+
+def _sentence(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _close_source(source: object) -> None:
+    close = getattr(source, "close", None)
+    if close is not None:
+        # A generator that is just running in another thread cannot be closed; it is looked at after its frame.
+        with contextlib.suppress(ValueError):
+            close()

@@ -1,0 +1,124 @@
+"""ROS messages <-> the plain ones of igate_edge.robotics.messages."""
+
+from __future__ import annotations
+
+import array
+import json
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from igate_edge.robotics import messages
+from igate_edge.runtime.frame import Camera
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header, String
+
+try:  # not everywhere: the same as JSON in a std_msgs/String then
+    from vision_msgs.msg import Classification, LabelInfo, ObjectHypothesis, VisionClass
+except ImportError:
+    Classification = LabelInfo = ObjectHypothesis = VisionClass = None
+
+#: ROS type of each plain message that a node publishes for a task.
+LABELS = LabelInfo or String
+SCORES = Classification or String
+
+
+def nanoseconds(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def header(stamp_ns: int, frame_id: str) -> Header:
+    return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
+
+
+def from_image(message: Image) -> messages.ImageMessage:
+    """Shares the message's memory."""
+    return messages.ImageMessage(
+        message.height,
+        message.width,
+        message.encoding,
+        message.step,
+        message.data,
+        bool(message.is_bigendian),
+        nanoseconds(message.header.stamp),
+        message.header.frame_id,
+    )
+
+
+def from_compressed(message: CompressedImage) -> messages.CompressedImageMessage:
+    """Shares the message's memory."""
+    stamp_ns = nanoseconds(message.header.stamp)
+    return messages.CompressedImageMessage(message.format, message.data, stamp_ns, message.header.frame_id)
+
+
+def to_camera(info: CameraInfo) -> Camera | None:
+    """None for a camera that was not calibrated: its matrix is zero."""
+    if not any(info.k):
+        return None
+    return Camera(
+        info.width,
+        info.height,
+        tuple(map(float, info.k)),
+        tuple(map(float, info.d)),
+        info.distortion_model,
+        tuple(map(float, info.r)),
+        tuple(map(float, info.p)),
+    )
+
+
+class ImageSlot:
+    """One Image that is filled again for every frame: setting new data each time costs a copy and an allocation."""
+
+    def __init__(self) -> None:
+        self._message = Image()
+
+    def fill(self, plain: messages.ImageMessage) -> Image:
+        """The same Image every time: publish it before the next call."""
+        message, data = self._message, memoryview(plain.data).cast("B")
+        if len(message.data) != len(data):
+            message.data = array.array("B", bytes(len(data)))
+        memoryview(message.data)[:] = data
+        message.header = header(plain.stamp_ns, plain.frame_id)
+        message.height, message.width, message.step = plain.height, plain.width, plain.step
+        message.encoding, message.is_bigendian = plain.encoding, int(plain.is_bigendian)
+        return message
+
+
+def to_info(plain: messages.CameraInfoMessage) -> CameraInfo:
+    camera = plain.camera
+    info = CameraInfo(header=header(plain.stamp_ns, plain.frame_id), width=camera.width, height=camera.height)
+    info.distortion_model, info.d, info.k, info.r = camera.model, list(camera.d), list(camera.k), list(camera.r)
+    if camera.p:
+        info.p = list(camera.p)
+    return info
+
+
+def to_labels(plain: messages.LabelInfoMessage) -> Any:
+    """vision_msgs/LabelInfo, or its JSON in a std_msgs/String."""
+    if LabelInfo is None:
+        return String(data=json.dumps(plain.as_json()))
+    classes = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(plain.classes)]
+    return LabelInfo(header=header(plain.stamp_ns, plain.frame_id), class_map=classes, threshold=plain.threshold)
+
+
+def to_scores(plain: messages.ScoresMessage) -> Any:
+    """vision_msgs/Classification, or its JSON in a std_msgs/String."""
+    if Classification is None:
+        return String(data=json.dumps(plain.as_json()))
+    pairs = zip(plain.labels, plain.scores, strict=True)
+    results = [ObjectHypothesis(class_id=label, score=score) for label, score in pairs]
+    return Classification(header=header(plain.stamp_ns, plain.frame_id), results=results)
+
+
+def to_diagnostics(plain: messages.Diagnostics) -> DiagnosticArray:
+    statuses = [
+        DiagnosticStatus(
+            level=bytes([status.level]),
+            name=status.name,
+            message=status.message,
+            hardware_id=status.hardware_id,
+            values=[KeyValue(key=key, value=value) for key, value in status.values.items()],
+        )
+        for status in plain.statuses
+    ]
+    return DiagnosticArray(header=header(plain.stamp_ns, plain.frame_id), status=statuses)

@@ -1,0 +1,99 @@
+"""The topics a node answers on: one per task, labels, intrinsics and a picture, each only while somebody listens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from igate_edge.contract import OutputSpec
+from igate_edge.robotics import messages
+from igate_edge.runtime.frame import Result
+from sensor_msgs.msg import CameraInfo, Image
+
+from . import convert, qos
+from .parameters import Settings
+
+OVERLAY, CAMERA = "overlay", "camera_info"
+
+
+class Outputs:
+    """Publishers of one node. `publish` is for one thread; everything else may be called from any.
+
+    draw: what ~/overlay shows of a result, uint8 RGB [H,W,3]. `overlay` and `depth_encoding` may be set at any time.
+    """
+
+    def __init__(
+        self,
+        node: Any,
+        specs: Sequence[OutputSpec],
+        settings: Settings,
+        report: qos.Report,
+        draw: Callable[[Result], np.ndarray],
+    ) -> None:
+        self.overlay, self.depth_encoding = settings.publish_overlay, settings.depth_encoding
+        self._node, self._specs, self._draw = node, tuple(specs), draw
+        self._topics = messages.topics_of(specs)
+        kinds = {self._topics[spec.name]: Image if spec.dense else convert.SCORES for spec in specs}
+        kinds |= {CAMERA: CameraInfo, OVERLAY: Image}
+        self._slots = {topic: convert.ImageSlot() for topic, kind in kinds.items() if kind is Image}
+        self._publishers: dict[str, Any] = {}
+        self._labels: dict[str, Any] = {}
+        try:
+            for topic, kind in kinds.items():
+                profile = qos.sensor(depth=5, fps=settings.fps)
+                self._publishers[topic] = qos.publisher(node, kind, f"~/{topic}", profile, report)
+            for topic, _ in messages.label_infos(specs):
+                self._labels[topic] = qos.publisher(node, convert.LABELS, f"~/{topic}", qos.latched(), report)
+        except BaseException:
+            self.close()
+            raise
+
+    def latch(self) -> None:
+        """Publish what the numbers in label images mean, for those who listen now and those who come later."""
+        for topic, message in messages.label_infos(self._specs):
+            self._labels[topic].publish(convert.to_labels(message))
+
+    def wanted(self) -> tuple[OutputSpec, ...]:
+        """The tasks that somebody listens to; all of them for the overlay."""
+        if self.overlay and self._listeners(OVERLAY):
+            return self._specs
+        return tuple(spec for spec in self._specs if self._listeners(self._topics[spec.name]))
+
+    def listened(self) -> bool:
+        """True when a topic has a subscriber that needs a frame's answer."""
+        return bool(self.wanted()) or self._listeners(CAMERA) > 0
+
+    def publish(self, result: Result) -> None:
+        """What somebody listens to of `result`, with its stamp and frame id."""
+        answers = {task: value for task, value in result.outputs.items() if self._listeners(self._topics[task])}
+        wanted = dataclasses.replace(
+            result, outputs=answers, camera=result.camera if self._listeners(CAMERA) else None
+        )
+        for topic, message in messages.from_result(wanted, self._specs, self.depth_encoding):
+            self._send(topic, message)
+        if self.overlay and self._listeners(OVERLAY):
+            picture = self._draw(result)
+            self._send(OVERLAY, messages.image_message(picture, "rgb8", result.stamp_ns, result.frame_id))
+
+    def close(self) -> None:
+        """Take the topics down."""
+        for publisher in (*self._publishers.values(), *self._labels.values()):
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers, self._labels = {}, {}
+
+    def _listeners(self, topic: str) -> int:
+        publisher = self._publishers.get(topic)
+        return 0 if publisher is None else int(publisher.get_subscription_count())
+
+    def _send(self, topic: str, message: messages.Message) -> None:
+        publisher = self._publishers.get(topic)
+        if publisher is None:  # taken down meanwhile
+            return
+        if isinstance(message, messages.ImageMessage):
+            publisher.publish(self._slots[topic].fill(message))
+        elif isinstance(message, messages.CameraInfoMessage):
+            publisher.publish(convert.to_info(message))
+        elif isinstance(message, messages.ScoresMessage):
+            publisher.publish(convert.to_scores(message))

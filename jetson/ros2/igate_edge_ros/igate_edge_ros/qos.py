@@ -1,0 +1,115 @@
+"""Quality of service: profiles of the topics, parameters that override them, and events that nobody should miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_policy_name_from_kind,
+)
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+try:  # Iron and later
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+
+#: A deadline is this many periods of the camera: one frame may be late, two in a row may not.
+SLACK = 1.5
+#: What `qos_overrides./TOPIC.publisher.POLICY` (or .subscription.) may set.
+KINDS = (
+    QoSPolicyKind.RELIABILITY,
+    QoSPolicyKind.DURABILITY,
+    QoSPolicyKind.HISTORY,
+    QoSPolicyKind.DEPTH,
+    QoSPolicyKind.DEADLINE,
+)
+#: Called with the topic, the kind of event ("deadline" or "incompatible") and a sentence.
+Report = Callable[[str, str, str], None]
+
+
+def sensor(depth: int, fps: float = 0.0) -> QoSProfile:
+    """Best effort, volatile, the last `depth` images; offers a deadline where the camera's rate is known.
+
+    Only publishers offer one: a subscription that asks for a deadline gets nothing from a camera that promises none.
+    """
+    profile = QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.VOLATILE,
+    )
+    if fps > 0:
+        profile.deadline = Duration(nanoseconds=int(1e9 / fps * SLACK))
+    return profile
+
+
+def latched() -> QoSProfile:
+    """Reliable, and kept for those who come later."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def publisher(node: Any, kind: Any, topic: str, profile: QoSProfile, report: Report) -> Any:
+    """A lifecycle publisher whose missed deadlines and incompatible subscribers are reported."""
+
+    def make(callbacks: PublisherEventCallbacks) -> Any:
+        overriding = QoSOverridingOptions(KINDS)
+        return node.create_lifecycle_publisher(
+            kind, topic, profile, event_callbacks=callbacks, qos_overriding_options=overriding
+        )
+
+    name = node.resolve_topic_name(topic)
+    return _with_events(make, PublisherEventCallbacks, name, "a subscriber asks for another {}: it gets nothing", report)
+
+
+def subscription(
+    node: Node, kind: Any, topic: str, callback: Callable[[Any], None], profile: QoSProfile, report: Report, group: Any
+) -> Any:
+    """A subscription whose missed deadlines and incompatible publishers are reported."""
+
+    def make(callbacks: SubscriptionEventCallbacks) -> Any:
+        overriding = QoSOverridingOptions(KINDS)
+        return node.create_subscription(
+            kind,
+            topic,
+            callback,
+            profile,
+            callback_group=group,
+            event_callbacks=callbacks,
+            qos_overriding_options=overriding,
+        )
+
+    name = node.resolve_topic_name(topic)
+    sentence = "a publisher offers another {}: nothing is received from it"
+    return _with_events(make, SubscriptionEventCallbacks, name, sentence, report)
+
+
+def _with_events(make: Callable[[Any], Any], callbacks: Any, topic: str, sentence: str, report: Report) -> Any:
+    """What `make` makes, with as many of our events as the middleware has."""
+
+    def deadline(event: Any) -> None:
+        report(topic, "deadline", f"{event.total_count_change} deadlines missed")
+
+    def incompatible(event: Any) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind).lower().replace("_", " ")
+        report(topic, "incompatible", sentence.format(policy))
+
+    for events in ({"deadline": deadline, "incompatible_qos": incompatible}, {"incompatible_qos": incompatible}):
+        try:
+            return make(callbacks(**events))
+        except UnsupportedEventTypeError:
+            continue
+    return make(callbacks())

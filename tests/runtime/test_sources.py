@@ -1,0 +1,186 @@
+"""Where frames come from: files, videos, a made-up camera, a callback; and cameras' settings as text."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from robot import PATIENCE, numbered
+
+from igate_edge.errors import DataError, InputError, UnavailableError
+from igate_edge.runtime import sources_gstreamer
+from igate_edge.runtime.sources import Capture, Folder, Push, Synthetic, Video
+
+image = pytest.importorskip("PIL.Image", reason="NOT TESTED: Pillow is missing, pip install 'igate-edge[images]'")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in (2, 0, 1):
+        image.fromarray(np.full((4, 6, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_folder(folder: Path) -> None:
+    with Folder(folder, rate_hz=10, frame_id="optical") as source:
+        frames = list(source)
+    assert len(source) == 3 and [int(frame.data.flat[0]) for frame in frames] == [0, 1, 2]
+    assert [frame.stamp_ns for frame in frames] == [100_000_000, 200_000_000, 300_000_000]
+    assert {(f.encoding, f.frame_id, f.source, f.data.shape) for f in frames} == {
+        ("rgb8", "optical", str(folder), (4, 6, 3))
+    }
+
+
+def test_a_broken_image_is_named_and_the_next_one_comes(folder: Path) -> None:
+    (folder / "1.png").write_bytes(b"\x89PNG broken")
+    source = Folder(folder)
+    assert next(source).data.flat[0] == 0
+    with pytest.raises(DataError, match=r"corrupt image .*1\.png"):
+        next(source)
+    assert [int(frame.data.flat[0]) for frame in source] == [2]
+    for wrong in (folder / "none", folder / "*.jpg"):
+        with pytest.raises(DataError):
+            Folder(wrong)
+    with pytest.raises(InputError, match="not a rate"):
+        Folder(folder, rate_hz=0)
+
+
+def test_a_closed_source_ends_even_while_it_waits(folder: Path) -> None:
+    for source in (Folder(folder, rate_hz=0.001, paced=True), Synthetic(8, 6, rate_hz=0.001), Push()):
+        if not isinstance(source, Push):
+            next(source)
+        ended = threading.Event()
+        thread = threading.Thread(daemon=True, target=lambda source=source, ended=ended: (list(source), ended.set()))
+        thread.start()
+        source.close()
+        assert ended.wait(PATIENCE)
+        source.close()
+        assert list(source) == []
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    av = pytest.importorskip("av", reason="NOT TESTED: PyAV is missing, pip install 'igate-edge[video]'")
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * number, np.uint8), format="rgb24")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode())
+    return path
+
+
+def test_video(video: Path) -> None:
+    with Video(video) as source:
+        frames = list(source)
+    assert len(frames) == 10 and all(frame.data.shape == (48, 64, 3) for frame in frames)
+    assert np.diff([frame.stamp_ns for frame in frames]).tolist() == [40_000_000] * 9 and frames[0].stamp_ns > 0
+    assert all(abs(float(frame.data.mean()) - 20 * number) < 6 for number, frame in enumerate(frames))
+    assert not np.shares_memory(frames[0].data, frames[1].data)
+
+
+def test_what_is_no_video_and_one_that_is_cut(video: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.mp4").write_bytes(b"no video at all")
+    for wrong in ("b.mp4", "none.mp4"):
+        with pytest.raises(DataError, match="the video cannot be read"):
+            Video(tmp_path / wrong)
+    source = Video(video)
+    next(source)
+    source.close()
+    assert list(source) == []
+
+
+def test_video_without_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(UnavailableError, match=r"needs PyAV: .*igate-edge\[video\]"):
+        Video(tmp_path / "a.mp4")
+
+
+def test_synthetic_is_the_same_for_the_same_seed() -> None:
+    def frames(seed: int) -> list[tuple[int, float, bytes]]:
+        source = Synthetic(32, 24, frames=30, jitter_ms=3, drop_share=0.3, seed=seed, paced=False)
+        return [(frame.stamp_ns, frame.age_ms, frame.data.tobytes()) for frame in source]
+
+    one, again, other = frames(1), frames(1), frames(2)
+    assert one == again and one != other and 10 < len(one) < 30
+    period = round(1e9 / 30)
+    numbers = [(stamp - 1_000_000_000) / period for stamp, _, _ in one]
+    assert all(number == int(number) for number in numbers) and len(set(numbers)) == len(one)
+    assert min(age for _, age, _ in one) >= 0 and np.std([age for _, age, _ in one]) > 0.5
+
+
+def test_synthetic_keeps_its_rate_and_its_pixels() -> None:
+    begun = time.monotonic()
+    source = Synthetic(32, 24, rate_hz=100, frames=6)
+    frames = list(source)
+    assert time.monotonic() - begun >= 0.05  # 5 periods, however slow the machine
+    for number, frame in enumerate(frames):
+        assert np.array_equal(frame.data, source.picture(number)) and frame.camera is not None
+    kept = frames[1].data.copy()
+    frames[0].data[...] = 0
+    assert np.array_equal(frames[1].data, kept), "each frame has pixels of its own"
+    for wrong in ({"width": 0}, {"drop_share": 1.0}, {"jitter_ms": -1}):
+        with pytest.raises(InputError, match="not a camera"):
+            Synthetic(**wrong)  # type: ignore[arg-type]
+
+
+def test_push_keeps_the_newest_and_copies() -> None:
+    source, buffer = Push(), numbered(1)
+    assert source.push(buffer)
+    buffer.data[...] = 9
+    assert source.push(numbered(2)) and source.push(buffer) and source.replaced == 2
+    buffer.data[...] = 0
+    assert next(source).data.flat[0] == 9
+    source.close()
+    assert not source.push(numbered(3)) and list(source) == []
+
+
+def test_camera_settings_are_pipelines() -> None:
+    assert sources_gstreamer.csi(1, 1920, 1080, 60, flip=2) == (
+        "nvarguscamerasrc sensor-id=1 ! "
+        "video/x-raw(memory:NVMM),format=NV12,width=1920,height=1080,framerate=60/1 ! "
+        "nvvidconv flip-method=2 ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
+        "appsink drop=true max-buffers=1 sync=false"
+    )
+    assert sources_gstreamer.usb("/dev/video2", pixels="mjpeg") == (
+        "v4l2src device=/dev/video2 ! image/jpeg,width=640,height=480,framerate=30/1 ! jpegdec ! "
+        "videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+    )
+    assert "jpegdec" not in sources_gstreamer.usb() and "format=YUY2" in sources_gstreamer.usb()
+    assert sources_gstreamer.rtsp("rtsp://10.0.0.5:554/a?b=1", hardware=False) == (
+        'rtspsrc location="rtsp://10.0.0.5:554/a?b=1" latency=50 drop-on-latency=true ! rtph264depay ! h264parse ! '
+        "avdec_h264 ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+    )
+    assert "nvv4l2decoder ! nvvidconv" in sources_gstreamer.rtsp("rtsp://cam/1")
+    settings = sources_gstreamer.v4l2("/dev/v4l/by-id/usb-cam_1-video-index0", 1280, 720, 15, "mjpeg")
+    assert settings["options"] == {"video_size": "1280x720", "framerate": "15", "input_format": "mjpeg"}
+    assert settings["format"] == "v4l2" and settings["live"]
+
+
+def test_text_that_would_be_read_as_more_pipeline_is_refused() -> None:
+    for device in ("/dev/video0 ! filesink location=/etc/x", "video0", "/dev/../etc/passwd", 3):
+        with pytest.raises(InputError, match="not a camera's device"):
+            sources_gstreamer.usb(device)  # type: ignore[arg-type]
+    for url in ('rtsp://a" ! filesink', "http://a/b", "rtsp://a b", None):
+        with pytest.raises(InputError, match="not an address of a camera"):
+            sources_gstreamer.rtsp(url)  # type: ignore[arg-type]
+    for call, words in (
+        (lambda: sources_gstreamer.csi(-1), "sensor"),
+        (lambda: sources_gstreamer.csi(width=0), "width"),
+        (lambda: sources_gstreamer.usb(rate_hz=2.5), "rate_hz"),  # type: ignore[arg-type]
+        (lambda: sources_gstreamer.usb(pixels="rgb"), "pixel format"),
+        (lambda: sources_gstreamer.csi(flip=8), "flip"),
+    ):
+        with pytest.raises(InputError, match=f"not a camera's {words}"):
+            call()
+
+
+def test_a_camera_without_opencv_or_without_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    with pytest.raises(UnavailableError, match="this camera needs OpenCV"):
+        Capture(0)
