@@ -29,6 +29,9 @@ _HOME = {
     "MultiLabel": "training.tasks",
     "build": "builder",
     "Engine": "runtime.engine",
+    "Pipeline": "runtime.pipeline",
+    "Frame": "runtime.frame",
+    "Monitor": "runtime.monitor",
     "Bundle": "bundle",
     "IgateError": "errors",
 }
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from .gating.export import export as export
     from .gating.merge import merge as merge
     from .runtime.engine import Engine as Engine
+    from .runtime.frame import Frame as Frame
+    from .runtime.monitor import Monitor as Monitor
+    from .runtime.pipeline import Pipeline as Pipeline
     from .training.landing import land as land
     from .training.tasks import Classification as Classification
     from .training.tasks import Depth as Depth

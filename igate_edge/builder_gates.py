@@ -61,12 +61,16 @@ def batch_rows(bundle: Bundle, session: Session, rows: int, precision: str, name
             answers = session.run(image)
             for row, index in enumerate(picked):
                 alone = {name: np.array(answers[name][row : row + 1]) for name in names if name in answers}
-                for result in golden(_one_frame(bundle, index), lambda _, alone=alone: alone, precision, names):
+                for result in golden(_one_frame(bundle, index), _answered(alone), precision, names):
                     if not result.passed:
                         problems[f"row {row} of a batch of {rows}: {result}"] = None
             if kind == "identical":
                 problems |= dict.fromkeys(_unequal_rows(bundle, answers, rows, names))
     return list(problems)
+
+
+def _answered(answer: dict[str, np.ndarray]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return lambda image: answer
 
 
 def _one_frame(bundle: Bundle, index: int) -> Bundle:
@@ -156,12 +160,16 @@ def measure(
     run: Callable[[np.ndarray], object],
     image: np.ndarray,
     *,
-    period_ms: float = 1e3 / RATE_HZ,
-    frames: int = PACED,
+    period_ms: float | None = None,
+    frames: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Times:
-    """Time an engine back to back and at a camera's pace: between frames clocks may fall (cases L1, L2)."""
+    """Time an engine back to back and at a camera's pace: between frames clocks may fall (cases L1, L2).
+
+    period_ms: of the camera, None: RATE_HZ. frames: None: PACED. clock, sleep: seconds.
+    """
+    period_ms, frames = period_ms or 1e3 / RATE_HZ, frames or PACED
     for _ in range(WARM_UP):
         run(image)
     saturated = [_call(run, image, clock) for _ in range(min(frames, SATURATED))]

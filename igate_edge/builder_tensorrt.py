@@ -122,8 +122,9 @@ class TensorRT:
         """Golden frames of every task, no stale answers, and every row of a batch."""
         results = gates.golden(bundle, session.run, precision, names)
         problems = [str(result) for result in results if not result.passed]
-        if not problems:
-            problems += gates.stale_answers(bundle, session, names)
+        wrong = bool(problems)
+        problems += gates.stale_answers(bundle, session, names)
+        if not wrong:
             problems += gates.batch_rows(bundle, session, session.shape[0], precision, names)
         return results, problems
 
@@ -232,7 +233,7 @@ class TensorRT:
     def _faster(self, bundle: Bundle, built: list[_Form], work: Work) -> tuple[_Form, str, dict[str, float]]:
         with work.stage("time"):
             first, second = built
-            times = ort.ab_time(first.session, second.session, _image(bundle, first.session))
+            times = ort.ab_time(first.session, second.session, _image(bundle, first.session), clock=self.clock)
         winner = first if times.ratio < 1 else second
         words = (
             f"INT8 {times.a_ms:.2f} ms, FP16 {times.b_ms:.2f} ms, ratio {times.ratio:.2f} "

@@ -36,6 +36,8 @@ EXTRAS = {
     "av": "video",
     "PIL": "images",
     "matplotlib": "report",
+    "rosbags": "bag",
+    "mcap": "bag",
 }
 
 

@@ -141,7 +141,7 @@ def open_source(text: str) -> tuple[Iterable[Frame], str]:
     if kind == "rtsp" and rest:
         return sources.Capture(sources_gstreamer.rtsp(text)), "latest"
     path = as_path(text)
-    if path.is_dir():
+    if text and path.is_dir():
         return sources.Folder(path), "every"
     if path.is_file():
         return sources.Video(path), "every"

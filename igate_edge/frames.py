@@ -120,7 +120,8 @@ def read_rgb_label(path: Path, what: str) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _list(path: str | os.PathLike[str]) -> list[Path]:
+def list_images(path: str | os.PathLike[str]) -> list[Path]:
+    """Image files of a file, a folder or a pattern, by name; raises DataError where there are none."""
     place, text = Path(path), os.fspath(path)
     if place.is_file():
         return [place]
@@ -155,5 +156,5 @@ def read_frames(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]
     >>> [(name, frame.shape) for name, frame in read_frames(folder)]
     [('a.png', (3, 4, 3))]
     """
-    files = _list(path)
+    files = list_images(path)
     return ((file.name, read_image(file)) for file in files)

@@ -78,10 +78,11 @@ def gap(spec: OutputSpec, ours: np.ndarray, stored: np.ndarray, size: tuple[int,
     if ours.shape != stored.shape or not np.isfinite(ours).all():
         return float("inf")
     pairs = ((decode(spec, a, size), decode(spec, b, size)) for a, b in zip(ours, stored, strict=True))
-    return float(max(_distance(spec.kind, a, b) for a, b in pairs))
+    return float(max(distance(spec.kind, a, b) for a, b in pairs))
 
 
-def _distance(kind: str, a: np.ndarray, b: np.ndarray) -> float:
+def distance(kind: str, a: np.ndarray, b: np.ndarray) -> float:
+    """Distance of two decoded answers of one frame, in the terms of MEASURES."""
     if kind == "semseg":
         return float(np.mean(a != b))
     if kind == "depth":

@@ -13,7 +13,7 @@ from .builder import Options, networks, open_engine, ranges_for
 from .bundle import Bundle
 from .compiler import graph, layout, lint, quantize
 from .engines import onnxruntime as ort
-from .errors import CheckFailed
+from .errors import CheckFailed, InputError, UnavailableError
 from .plaindata import plain_json
 
 
@@ -51,9 +51,11 @@ def verify(
     Raises BundleError when a byte is wrong; what the network computes wrongly is in the report. The command line turns
     passed == False into exit code 1.
     """
-    if backend == "tensorrt":
+    if backend not in ("onnxruntime", "tensorrt", "auto"):
+        known = "known: onnxruntime, tensorrt, auto"
+        raise InputError(f"backend {backend!r} verifies nothing", known, "use one of these")
+    if backend == "tensorrt" or (backend == "auto" and _tensorrt_usable()):
         return _device_engine(path, threads, cache_dir)
-    Options(backend, threads)
     bundle = Bundle.read(path)
     laid = layout.lay_out(networks(bundle)[0])
     ranges, warnings = ranges_for(bundle, laid)
@@ -79,6 +81,16 @@ def verify(
         problems=problems,
         passed=not problems,
     )
+
+
+def _tensorrt_usable() -> bool:
+    from .engines import tensorrt
+
+    try:
+        tensorrt.probe()
+    except UnavailableError:
+        return False
+    return True
 
 
 def _device_engine(

@@ -13,7 +13,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..contract import OutputSpec
 from ..errors import DataError, IgateError, InputError
-from ..golden import MEASURES, _distance
+from ..golden import MEASURES, distance
 from ..runtime.engine import Engine
 from ..runtime.frame import Frame
 from ..runtime.pipeline_stages import Job, Look, post_stage, preprocess_stage
@@ -184,7 +184,7 @@ def _compare(row: TaskReplay, spec: OutputSpec, ours: np.ndarray, then: np.ndarr
         ours, then = ours[valid], then[valid]
         if not then.size:
             return
-    value = _distance(spec.kind, ours, then) if same_shape else np.inf
+    value = distance(spec.kind, ours, then) if same_shape else np.inf
     row.frames += 1
     row.identical += int(same_shape and np.array_equal(ours, then))
     if not value <= row.worst:  # also NaN, which no later frame may take back

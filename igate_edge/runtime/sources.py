@@ -64,10 +64,10 @@ class Folder(_Source):
         frame_id: str = "camera",
         camera: Camera | None = None,
     ) -> None:
-        from ..frames import _list, read_image
+        from ..frames import list_images, read_image
 
         super().__init__()
-        self._files, self._read = _list(path), read_image
+        self._files, self._read = list_images(path), read_image
         self._period, self._paced, self._begun = 1.0 / _rate(rate_hz), paced, time.monotonic()
         self._like = Frame(np.empty(0), "rgb8", 0, frame_id, str(path), camera)
         self._next = 0

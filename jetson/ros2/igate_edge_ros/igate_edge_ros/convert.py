@@ -8,10 +8,11 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from igate_edge.robotics import messages
-from igate_edge.runtime.frame import Camera
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
+
+from igate_edge.robotics import messages
+from igate_edge.runtime.frame import Camera
 
 try:  # not everywhere: the same as JSON in a std_msgs/String then
     from vision_msgs.msg import Classification, LabelInfo, ObjectHypothesis, VisionClass

@@ -65,11 +65,18 @@ def build_apart(options: Mapping[str, Any], stopped: Callable[[], bool] = lambda
         raise _error(process.returncode, out, err)
 
 
-def open_engine(options: Mapping[str, Any]) -> tuple[Engine, dict[str, Any]]:
-    """The engine, from the cache where it is there, checked on its golden frames; and its bundle's manifest."""
-    from igate_edge import Bundle, Engine
+def open_engine(options: Mapping[str, Any]) -> Engine:
+    """The engine, from the cache where it is there, checked on its golden frames."""
+    from igate_edge import Engine
 
-    return Engine.open(**options), Bundle.read(options["path"]).manifest
+    return Engine.open(**options)
+
+
+def manifest_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bundle says of itself."""
+    from igate_edge import Bundle
+
+    return dict(Bundle.read(options["path"]).manifest)
 
 
 def _error(code: int, out: str, err: str) -> IgateError:
@@ -88,7 +95,7 @@ def _error(code: int, out: str, err: str) -> IgateError:
 def main() -> int:
     """Build what the first argument says; a failure is the last line on standard output, as JSON."""
     try:
-        open_engine(json.loads(sys.argv[1]))[0].close()
+        open_engine(json.loads(sys.argv[1])).close()
     except IgateError as error:
         print(json.dumps(error.as_json()))
         return error.exit_code

@@ -10,13 +10,18 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.utilities import remove_ros_args, try_shutdown
 
+from igate_edge.runtime.watchdog import Watchdog
+
 from .node import IgateNode
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Spin the nodes until a signal; SIGTERM and SIGINT finish the frame in hand and close the engines."""
+    """Spin the nodes until a signal, which finishes the frame in hand and closes the engines.
+
+    Leaves with 1 when an engine was lost for good: launch (respawn) or systemd starts a new process.
+    """
     given = list(sys.argv if arguments is None else arguments)
-    parser = argparse.ArgumentParser("igate_node", description=main.__doc__)
+    parser = argparse.ArgumentParser("igate_node", description=__doc__)
     about = "namespace of a camera's node; repeat it to serve several cameras in one process"
     parser.add_argument("--camera", action="append", metavar="NAMESPACE", help=about)
     parser.add_argument("--autostart", action="store_true", help="configure and activate without being asked")
@@ -32,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             executor.add_node(node)
             if options.autostart:
                 node.autostart()
-        executor.spin()
+        with Watchdog(lambda: all(node.alive for node in nodes)):
+            while rclpy.ok() and all(node.alive for node in nodes):
+                executor.spin_once(timeout_sec=1.0)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
@@ -41,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for node in nodes:
             node.destroy_node()
         try_shutdown()
-    return 0
+    return 0 if all(node.alive for node in nodes) else 1
 
 
 if __name__ == "__main__":

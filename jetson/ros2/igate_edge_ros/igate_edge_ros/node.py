@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from igate_edge.errors import IgateError, InputError
-from igate_edge.robotics.messages import CompressedImageMessage, Diagnostics, ImageMessage, Status, to_frame
-from igate_edge.runtime.frame import Camera
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from igate_edge.errors import IgateError, InputError
+from igate_edge.robotics.messages import CompressedImageMessage, Diagnostics, ImageMessage, Status, to_frame
+from igate_edge.runtime.frame import Camera
 
 from . import convert, loading, parameters, qos
 from .health import ERROR, OK, WARN, Health
@@ -43,7 +45,7 @@ class IgateNode(LifecycleNode):
         parameters.declare(self)
         self._open_engine = open_engine
         self._built: set[str] = set()
-        self._phase, self._reason = "unconfigured", ""
+        self._phase, self._reason, self._lost = "unconfigured", "", ""
         self._work: Work | None = None
         self._camera: Camera | None = None
         self._inputs: list[Any] = []
@@ -67,8 +69,8 @@ class IgateNode(LifecycleNode):
         try:
             settings = parameters.check(parameters.read(self))
             self._beat.timer_period_ns = int(settings.diag_period * 1e9)
-            engine, manifest = self._open(settings)
-            self._work = Work(self, engine, settings, manifest, self._on_event)
+            self._health = Health()
+            self._work = Work(self, *self._prepare(settings), self._on_event, self.get_logger().warning)
         except Exception as error:  # whatever a backend or a middleware raises is the reason
             return self._error(error)
         self._phase = "inactive"
@@ -80,7 +82,7 @@ class IgateNode(LifecycleNode):
         assert self._work is not None
         done = super().on_activate(state)
         try:
-            self._work.begin()
+            self._work.outputs.latch()
             self._health.begin()
             self._subscribe(self._work.settings)
         except Exception as error:
@@ -92,9 +94,10 @@ class IgateNode(LifecycleNode):
         """Take no more images; engine and topics stay. An engine that was lost makes this end in the error state."""
         self._unsubscribe()
         if self._work is not None:
-            self._work.end()
+            self._work.drain()
         done = super().on_deactivate(state)
-        if self._reason:
+        if self._lost:
+            self._reason = self._lost
             return TransitionCallbackReturn.ERROR
         self._phase = "inactive"
         return done
@@ -126,36 +129,36 @@ class IgateNode(LifecycleNode):
         self._start.trigger()
 
     @property
+    def alive(self) -> bool:
+        """False when the engine was lost for good: only a new process helps."""
+        return not self._lost
+
+    @property
     def reason(self) -> str:
         """Why the node was last in its error state; empty once it is configured again."""
         return self._reason
 
-    def _open(self, settings: Settings) -> tuple[Any, Mapping[str, Any]]:
-        """The engine, and its bundle's manifest."""
+    def _prepare(self, settings: Settings) -> tuple[Callable[[], Any], Settings, Mapping[str, Any]]:
+        """What opens the engine, quickly from now on; and the bundle's manifest."""
         options = loading.options_of(settings)
         if self._open_engine is not None:
-            return self._open_engine(options), {}
+            return functools.partial(self._open_engine, options), settings, {}
         # Once in a node's life: whoever configures it again finds the engine in the cache.
         if settings.build_apart and repr(options) not in self._built:
             loading.build_apart(options, lambda: self._closing or not self.context.ok())
             self._built.add(repr(options))
-        return loading.open_engine(options)
+        return functools.partial(loading.open_engine, options), settings, loading.manifest_of(options)
 
     def _error(self, error: Exception) -> TransitionCallbackReturn:
         self._reason = str(error) if isinstance(error, IgateError) else f"{type(error).__name__}: {error}"
         return TransitionCallbackReturn.ERROR
-
-    def _on_failure(self, reason: str) -> None:
-        """The engine was lost for good, said by a thread that may not run transitions."""
-        self._reason = reason
-        self._trouble.trigger()
 
     def _configure_and_activate(self) -> None:
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
     def _give_up(self) -> None:
-        if self._phase == "active" and self._reason:
+        if self._phase == "active" and self._lost:
             self.trigger_deactivate()
 
     def _release(self, phase: str) -> None:
@@ -227,14 +230,19 @@ class IgateNode(LifecycleNode):
 
     def _on_event(self, topic: str, kind: str, sentence: str) -> None:
         # Topics go on missing deadlines while nothing is published on purpose.
-        if kind == "deadline" and (self._phase != "active" or self._work is None or not self._work.outputs.listened()):
+        work = self._work
+        if kind == "deadline" and (self._phase != "active" or work is None or work.outputs.unheard(topic)):
             return
         if self._health.event(topic, kind, sentence):
             self.get_logger().warning(f"{topic}: {sentence}")
 
     def publish_diagnostics(self) -> None:
         """Say how the node is, on /diagnostics; called every `diag_period` seconds."""
-        statuses, work = [self._state()], self._work
+        work = self._work
+        if self._phase == "active" and work is not None and not work.alive and not self._lost:
+            self._lost = work.trouble or "a frame never came out of the pipeline"
+            self._trouble.trigger()
+        statuses = [self._state()]
         if self._phase == "active" and work is not None:
             topic = self._topic
             statuses.append(self._health.input_status(topic, self.count_publishers(topic), work.settings.fps))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from sensor_msgs.msg import CameraInfo, Image
+
 from igate_edge.contract import OutputSpec
 from igate_edge.robotics import messages
 from igate_edge.runtime.frame import Result
-from sensor_msgs.msg import CameraInfo, Image
 
 from . import convert, qos
 from .parameters import Settings
@@ -34,6 +35,7 @@ class Outputs:
     ) -> None:
         self.overlay, self.depth_encoding = settings.publish_overlay, settings.depth_encoding
         self._node, self._specs, self._draw = node, tuple(specs), draw
+        self._drawn = _drawn(self._specs)
         self._topics = messages.topics_of(specs)
         kinds = {self._topics[spec.name]: Image if spec.dense else convert.SCORES for spec in specs}
         kinds |= {CAMERA: CameraInfo, OVERLAY: Image}
@@ -56,21 +58,23 @@ class Outputs:
             self._labels[topic].publish(convert.to_labels(message))
 
     def wanted(self) -> tuple[OutputSpec, ...]:
-        """The tasks that somebody listens to; all of them for the overlay."""
-        if self.overlay and self._listeners(OVERLAY):
-            return self._specs
-        return tuple(spec for spec in self._specs if self._listeners(self._topics[spec.name]))
+        """The tasks that somebody listens to, and the one that the overlay shows."""
+        drawn = self._drawn if self.overlay and self._listeners(OVERLAY) else None
+        return tuple(spec for spec in self._specs if spec == drawn or self._listeners(self._topics[spec.name]))
 
     def listened(self) -> bool:
         """True when a topic has a subscriber that needs a frame's answer."""
-        return bool(self.wanted()) or self._listeners(CAMERA) > 0
+        return any(self._listeners(topic) for topic in self._publishers if topic != OVERLAY or self.overlay)
+
+    def unheard(self, topic: str) -> bool:
+        """True for the full name of a topic of ours that nobody listens to."""
+        ours = [name for name in self._publishers if self._node.resolve_topic_name(f"~/{name}") == topic]
+        return bool(ours) and not self._listeners(ours[0])
 
     def publish(self, result: Result) -> None:
         """What somebody listens to of `result`, with its stamp and frame id."""
         answers = {task: value for task, value in result.outputs.items() if self._listeners(self._topics[task])}
-        wanted = dataclasses.replace(
-            result, outputs=answers, camera=result.camera if self._listeners(CAMERA) else None
-        )
+        wanted = dataclasses.replace(result, outputs=answers, camera=result.camera if self._listeners(CAMERA) else None)
         for topic, message in messages.from_result(wanted, self._specs, self.depth_encoding):
             self._send(topic, message)
         if self.overlay and self._listeners(OVERLAY):
@@ -97,3 +101,9 @@ class Outputs:
             publisher.publish(convert.to_info(message))
         elif isinstance(message, messages.ScoresMessage):
             publisher.publish(convert.to_scores(message))
+
+
+def _drawn(specs: Sequence[OutputSpec]) -> OutputSpec | None:
+    """The task that `runtime.overlay.overlay` shows."""
+    found = [spec for kind in ("semseg", "depth", "edges", "normals") for spec in specs if spec.kind == kind]
+    return found[0] if found else None

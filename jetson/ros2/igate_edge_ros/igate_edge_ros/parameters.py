@@ -1,4 +1,4 @@
-"""The node's parameters: declared once, checked before anything is loaded, and changed at run time where that is safe."""
+"""The node's parameters: declared once, checked before anything is loaded, changed at run time where that is safe."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from igate_edge.errors import InputError
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.node import Node
+
+from igate_edge.errors import InputError
 
 #: What each parameter means, as `ros2 param describe` shows it; a default of 0, "" or [""] means "not given".
 ABOUT = {
@@ -20,10 +21,13 @@ ABOUT = {
     "precision": "auto (measured when built), int8 or float",
     "tasks": "names of the bundle's tasks to answer; what only others need is not computed. Not given: all",
     "cache_dir": "folder of built engines. Not given: the user's cache folder",
-    "build_apart": "build an engine that is not in the cache in a process of its own, so that this one stays responsive",
+    "build_apart": "build an engine that is not in the cache in a process of its own: this one stays responsive",
     "drop_policy": "latest (newest frame wins, others are counted as dropped) or every (frames wait for each other)",
     "output_size": "network (images as the network saw them, camera_info scaled) or frame (as large as the camera's)",
-    "budget_ms": "milliseconds from arrival to published that diagnostics judge by. Not given: the bundle's, if it has one",
+    "fit": "how an image meets the network's size: stretch (as trained), letterbox or crop (its middle)",
+    "max_age_ms": "an answer to an image that is older is not published; 0: any age",
+    "hang_s": "seconds after which an engine that does not answer is opened again",
+    "budget_ms": "milliseconds from arrival to published that diagnostics judge by. Not given: the bundle's, if any",
     "fps": "frames a second that the camera promises: gives the deadline of the outputs and of the watch on the input",
     "compressed": "subscribe to image/compressed (sensor_msgs/CompressedImage) instead of image",
     "publish_overlay": "offer ~/overlay (rgb8), drawn only when somebody subscribes",
@@ -38,11 +42,14 @@ _CHOICES = {
     "precision": ("auto", "int8", "float"),
     "drop_policy": ("latest", "every"),
     "output_size": ("network", "frame"),
+    "fit": ("stretch", "letterbox", "crop"),
     "depth_encoding": ("32FC1", "16UC1"),
 }
 #: Smallest and largest value of a number.
 _RANGES = {
     "threads": (1, 64),
+    "max_age_ms": (0.0, 3_600_000.0),
+    "hang_s": (0.1, 600.0),
     "budget_ms": (0.0, 60_000.0),
     "fps": (0.0, 1000.0),
     "diag_period": (0.1, 60.0),
@@ -63,6 +70,9 @@ class Settings:
     build_apart: bool = True
     drop_policy: str = "latest"
     output_size: str = "network"
+    fit: str = "stretch"
+    max_age_ms: float = 1000.0
+    hang_s: float = 5.0
     budget_ms: float = 0.0
     fps: float = 0.0
     compressed: bool = False

@@ -72,7 +72,8 @@ def publisher(node: Any, kind: Any, topic: str, profile: QoSProfile, report: Rep
         )
 
     name = node.resolve_topic_name(topic)
-    return _with_events(make, PublisherEventCallbacks, name, "a subscriber asks for another {}: it gets nothing", report)
+    sentence = "a subscriber asks for another {}: it gets nothing"
+    return _with_events(make, PublisherEventCallbacks, name, sentence, report)
 
 
 def subscription(
