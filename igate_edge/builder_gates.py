@@ -112,11 +112,10 @@ def stale_answers(bundle: Bundle, session: Session, names: Sequence[str]) -> lis
             answer = session.run(images[index])
             held[index] = {name: np.asarray(answer[name]) for name in names}
             copies[index] = {name: np.array(answer[name]) for name in names}
-        for index, name in ((index, name) for index in held for name in names):
-            if not np.array_equal(held[index][name], copies[index][name], equal_nan=True):
-                changed.add(name)
-            if held[index][name].flags.writeable:
-                held[index][name].fill(np.nan)
+        given = [(name, held[index][name], copies[index][name]) for index in held for name in names]
+        changed |= {name for name, array, copy in given if not np.array_equal(array, copy, equal_nan=True)}
+        for array in (array for _, array, _ in given if array.flags.writeable):
+            array.fill(np.nan)
         passes.append(copies)
     problems = [f"task {name!r}: an answer changes when a later frame runs" for name in sorted(changed)]
     for name in names:

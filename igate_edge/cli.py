@@ -80,8 +80,14 @@ def build(
     time_limit: Annotated[float | None, typer.Option(help="TensorRT: seconds for more settings. Default 300.")] = None,
     workspace_mb: Annotated[int | None, typer.Option(min=1, help="TensorRT: scratch memory. Default: free.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="TensorRT: a plugin library; repeat.")] = None,
+    check: Annotated[str | None, typer.Option(help="Instead: tensorrt-rtx, does NVIDIA's builder take it?")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Instead: write the graph that TensorRT gets.")] = None,
 ) -> Answer:
     """Build the engine of a bundle for this machine and check its golden frames."""
+    if check is not None or onnx is not None:
+        from .cli_check import check_bundle
+
+        return check_bundle(path, check, onnx, precision)
     from .cli_engine import build_bundle
 
     device = {"batch": batch, "max_ms": max_ms, "seconds": time_limit, "workspace_mb": workspace_mb, "plugins": plugin}

@@ -199,7 +199,7 @@ class FakeCuda:
             self.calls.append("begin_capture")
             raise UnavailableError("the stand-in has no graphs", self.refuse["begin_capture"])
         self._note("begin_capture")
-        assert not stream.queue, "a capture while work is queued"
+        assert not stream.queue and "enqueue" in self.calls, "a capture while work is queued, or before a first call"
         stream.noting = True
 
     def end_capture(self, stream: Stream) -> list[tuple[float, Callable[[], None]]]:

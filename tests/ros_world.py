@@ -113,6 +113,18 @@ class World:
     def listen(self, kind: Any, topic: str, profile: QoSProfile = BEST_EFFORT) -> Listener:
         return Listener(self.peer, kind, topic, profile)
 
+    def listen_health(self) -> Listener:
+        return self.listen(DiagnosticArray, "/diagnostics", RELIABLE)
+
+    def heard(self, node: IgateNode, health: Listener, done: Callable[[list[Any]], Any]) -> Any:
+        """What `done` gives of the diagnostics, which `node` is asked for now instead of in a second."""
+        self.until(lambda: done(health.messages), "a status", node.publish_diagnostics)
+        return done(health.messages)
+
+    def set(self, node: IgateNode, **parameters: Any) -> Any:
+        """Set parameters as `ros2 param set` does; the result of the last."""
+        return node.set_parameters([Parameter(name, value=value) for name, value in parameters.items()])[-1]
+
     def camera(self, topic: str = "/image", profile: QoSProfile = BEST_EFFORT) -> Any:
         return self.peer.create_publisher(Image, topic, profile)
 

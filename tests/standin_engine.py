@@ -63,9 +63,10 @@ class Session(Closing):
 
 @dataclass
 class StandIn:
-    """`builder_tensorrt.Plans`. alter: what a session of a plan built here does to its answers; altered: in which precisions.
+    """`builder_tensorrt.Plans`, with every build and every session that was asked for.
 
-    spoil: what is done to the inspector's rows. model: what is done to the ONNX file before it is built.
+    alter: what a session of a plan built here does to its answers; altered: in which precisions. spoil: what is done to
+    the inspector's rows. model: what is done to the ONNX file before it is built.
     """
 
     here: dict[str, Any] = field(default_factory=lambda: dict(HERE))

@@ -244,10 +244,15 @@ def test_an_unwritable_cache_is_a_warning(bundle_path: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_may_build_at_once(bundle_path: Path, tmp_path: Path) -> None:
-    code = "import sys; from igate_edge import build; build(sys.argv[1], cache_dir=sys.argv[2], precision='int8')"
+    code = (
+        "import sys; from igate_edge import build\n"
+        "print(build(sys.argv[1], cache_dir=sys.argv[2], precision='int8').cached)"
+    )
     command = [sys.executable, "-c", code, str(bundle_path), str(tmp_path)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
-    assert [process.communicate()[1].decode() for process in running] == [""] * 3
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    ended = [process.communicate() for process in running]
+    assert [errors.decode() for _, errors in ended] == [""] * 3
+    assert sorted(printed.decode().strip() for printed, _ in ended) == ["False", "True", "True"], "built once"
     assert build(bundle_path, cache_dir=tmp_path, precision="int8").cached
     assert len(os.listdir(tmp_path)) == 1
 

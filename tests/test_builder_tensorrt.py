@@ -101,7 +101,7 @@ def test_the_second_start_builds_nothing_and_checks_again(bundle_path: Path, tmp
 WRONG = {
     "task": (StandIn(alter=standin_engine.one_task("depth")), {}, "task 'depth' (int8) is NOT as packaged"),
     "row": (StandIn(alter=standin_engine.one_row(2)), {"batch": 3}, "row 2 of a batch of 3"),
-    "scale": (StandIn(model=standin_engine.scaled("two.shared.relu", 3.0)), {}, "NOT as packaged"),
+    "scale": (StandIn(model=standin_engine.scaled("two.shared.conv.w", 1.5)), {}, "NOT as packaged"),
     "late": (StandIn(alter=standin_engine.previous_answer), {}, "depends on the frame before it"),
     "buffer": (StandIn(alter=standin_engine.one_buffer), {}, "an answer changes when a later frame runs"),
     "frozen": (StandIn(alter=standin_engine.first_answer), {}, "get one answer, bit by bit"),

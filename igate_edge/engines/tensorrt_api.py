@@ -31,8 +31,6 @@ _NUMPY: dict[str, str] = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-
-
 #: What the bindings raise for a timing cache, by version; AttributeError where there is none (TensorRT-RTX).
 _NO_CACHE = (RuntimeError, TypeError, ValueError, AttributeError)
 

@@ -28,9 +28,11 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str], camera: tu
     """
     if not all(isinstance(side, int) and 0 < side <= MAX_SIDE for side in camera) or len(camera) != 2:
         raise InputError("not a camera's size", f"{camera!r:.60}", f"pass (width, height), 1 to {MAX_SIDE} pixels")
+    from ..acceptance import models
+
     bundle, folder = Bundle.read(path), as_path(out)
     files: dict[str, bytes | str] = {
-        MODEL: model_of(bundle),
+        MODEL: models(bundle)["int8"],
         PARAMETERS: parameters(bundle, camera),
         LAUNCH: _LAUNCH,
         README: _readme(bundle),
@@ -40,18 +42,6 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str], camera: tu
     for name, data in files.items():
         write_atomic(folder / name, data)
     return [folder / name for name in files]
-
-
-def model_of(bundle: Bundle) -> bytes:
-    """The bundle's INT8 graph as TensorRT takes it: explicit Q/DQ, the rest in FP16, ONNX bytes."""
-    from ..builder import networks, ranges_for
-    from ..compiler.graph import dump
-    from ..compiler.half import half
-    from ..compiler.layout import lay_out
-    from ..compiler.quantize import quantize
-
-    laid = lay_out(networks(bundle)[0])
-    return dump(half(quantize(laid.model, ranges_for(bundle, laid)[0], "trt")))
 
 
 def parameters(bundle: Bundle, camera: tuple[int, int]) -> str:

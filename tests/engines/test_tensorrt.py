@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt import Behaviour, enumeration, install, make, model
+from fake_tensorrt import Behaviour, enumeration, install, make
+from toy_onnx import model
 
 from igate_edge.engines import tensorrt
 from igate_edge.engines.tensorrt import BuildCancelled, Plan, PlanOptions, compile_plan, open_plan
@@ -252,9 +253,10 @@ def test_a_timing_cache_of_another_device_is_not_used(cuda: FakeCuda, trt: Behav
 def test_tensorrt_does_not_take_the_timing_cache(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, timing: str) -> None:
     install(monkeypatch, cuda)
     cache = built(cuda).timing_cache
-    install(monkeypatch, cuda, timing=timing)
+    trt = install(monkeypatch, cuda, timing=timing)
     plan = built(cuda, PlanOptions(timing_cache=cache))
     assert any("timing cache was not taken" in line for line in plan.log) and plan.plan
+    assert told(trt, "timing_cache") == [b"+", b""], "an empty one instead"
 
 
 def test_a_graph_that_tensorrt_does_not_take(cuda: FakeCuda, trt: Behaviour) -> None:

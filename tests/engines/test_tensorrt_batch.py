@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fake_tensorrt import model
+from toy_onnx import model
 
 from igate_edge.engines.tensorrt_batch import dynamic_batch
 from igate_edge.errors import GraphError

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from fake_tensorrt import model
+from toy_onnx import model
 
 from igate_edge.engines import tensorrt
 from igate_edge.engines.tensorrt import PlanOptions, compile_plan, open_plan

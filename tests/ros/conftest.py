@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,13 @@ def ros() -> Iterator[None]:
     rclpy.init()
     yield
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def world(ros: None) -> Iterator[Any]:
+    """See ros_world.World; closed with all its nodes."""
+    from ros_world import World
+
+    made = World()
+    yield made
+    made.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,55 @@ def test_a_damaged_entry_is_never_loaded(tmp_path: Path) -> None:
         path.write_bytes(data)
         entry, reason = cache.load(tmp_path, KEY)
         assert entry is None and path.name in reason
+
+
+def test_the_header_is_judged_before_the_engine_is_read(tmp_path: Path) -> None:
+    """A plan of another TensorRT is refused whatever its bytes are: here they are not even whole."""
+    here = {"version": "10.3.0", "compute": "8.7"}
+    cache.store(tmp_path, KEY, b"engine" * 20, {"made_for": here})
+    assert cache.load(tmp_path, KEY, here)[0] is not None and cache.load(tmp_path, KEY)[0] is not None
+    path = tmp_path / f"{KEY}.engine"
+    path.write_bytes(path.read_bytes()[:-40])
+    for change, words in (({"version": "10.3.1"}, "version 10.3.0, here 10.3.1"), ({"sms": "8"}, "sms None, here 8")):
+        entry, reason = cache.load(tmp_path, KEY, {**here, **change})
+        assert entry is None and f"built elsewhere ({words})" in reason
+    assert "does not match its own checksum" in cache.load(tmp_path, KEY, here)[1]
+
+
+def test_a_header_that_claims_to_be_huge_is_not_allocated(tmp_path: Path) -> None:
+    path = tmp_path / f"{KEY}.engine"
+    for length in (2**62, 2**63 - 1, cache.MAX_HEADER + 1):
+        path.write_bytes(cache._MAGIC + cache._HEAD.pack(b"x" * 32, length) + b"{}")
+        assert "does not match its own checksum" in cache.load(tmp_path, KEY)[1]
+
+
+def test_entries_of_one_network_are_found_the_newest_first(tmp_path: Path) -> None:
+    keys = [cache.cache_key({"mode": mode}) for mode in ("15W", "25W", "MAXN", "other net")]
+    for number, key in enumerate(keys):
+        cache.store(tmp_path, key, b"engine", {"slot": "b" if number == 3 else "a"})
+        os.utime(tmp_path / f"{key}.engine", (1000 + number, 1000 + number))
+    (tmp_path / "junk.engine").write_bytes(b"junk")
+    assert cache.alike(tmp_path, "a", keys[2]) == [keys[1], keys[0]]
+    assert cache.alike(tmp_path / "absent", "a", "") == []
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from igate_edge.runtime import cache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+print(cache.store(Path(sys.argv[1]), sys.argv[2], b"new" * 5000, {}))
+"""
+
+
+def test_a_full_disk_keeps_the_old_engine_and_says_so(tmp_path: Path) -> None:
+    cache.store(tmp_path, KEY, b"old", {})
+    command = [sys.executable, "-c", FULL, str(tmp_path), KEY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("the engine was not cached, so every start builds it again"), done.stderr
+    entry, _ = cache.load(tmp_path, KEY)
+    assert entry is not None and entry.payload == b"old" and os.listdir(tmp_path) == [f"{KEY}.engine"]
 
 
 def test_only_the_engines_used_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

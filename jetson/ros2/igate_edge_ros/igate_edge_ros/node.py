@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,13 +61,15 @@ class IgateNode(LifecycleNode):
         self._trouble = self.create_guard_condition(self._give_up)
         self._start = self.create_guard_condition(self._configure_and_activate)
         self._closing = False
+        # Held while images, and while events and diagnostics look at what a transition may take away.
+        self._taking, self._looking = threading.Lock(), threading.Lock()
         self.add_on_set_parameters_callback(self._on_parameters)
 
     # Transitions -----------------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read the parameters, open the engine, warm it up, and offer the topics."""
-        self._phase, self._reason = "loading", ""
+        self._phase, self._reason, self._lost = "loading", "", ""
         try:
             settings = parameters.check(parameters.read(self))
             self._beat.timer_period_ns = int(settings.diag_period * 1e9)
@@ -92,6 +96,8 @@ class IgateNode(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Take no more images; engine and topics stay. An engine that was lost makes this end in the error state."""
+        with self._taking:
+            self._phase = "inactive"
         self._unsubscribe()
         if self._work is not None:
             self._work.drain()
@@ -99,7 +105,6 @@ class IgateNode(LifecycleNode):
         if self._lost:
             self._reason = self._lost
             return TransitionCallbackReturn.ERROR
-        self._phase = "inactive"
         return done
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -162,8 +167,9 @@ class IgateNode(LifecycleNode):
             self.trigger_deactivate()
 
     def _release(self, phase: str) -> None:
+        with self._taking, self._looking:
+            work, self._work, self._phase = self._work, None, phase
         self._unsubscribe()
-        work, self._work, self._phase = self._work, None, phase
         if work is not None:
             work.close()
 
@@ -195,17 +201,19 @@ class IgateNode(LifecycleNode):
         self._take(lambda: convert.from_compressed(message))
 
     def _take(self, plain: Callable[[], ImageMessage | CompressedImageMessage]) -> None:
-        work, camera = self._work, self._camera
-        if work is None or self._phase != "active":
-            return
+        with self._taking:
+            if self._work is not None and self._phase == "active":
+                self._take_for(self._work, plain)
+
+    def _take_for(self, work: Work, plain: Callable[[], ImageMessage | CompressedImageMessage]) -> None:
         self._health.image()
         if not work.outputs.listened():
             self._health.unwatched()
             return
         try:
             now_ns = self.get_clock().now().nanoseconds
-            work.submit(to_frame(plain(), self._topic, camera, now_ns))
-        except InputError as error:
+            work.submit(to_frame(plain(), self._topic, self._camera, now_ns))
+        except IgateError as error:
             self._health.refused(str(error))
             self.get_logger().warning(f"image refused: {error}", throttle_duration_sec=QUIET_S)
 
@@ -229,32 +237,36 @@ class IgateNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _on_event(self, topic: str, kind: str, sentence: str) -> None:
-        # Topics go on missing deadlines while nothing is published on purpose.
-        work = self._work
-        if kind == "deadline" and (self._phase != "active" or work is None or work.outputs.unheard(topic)):
-            return
-        if self._health.event(topic, kind, sentence):
+        with self._looking:
+            # Topics go on missing deadlines while nothing is published on purpose.
+            work = self._work if self._phase == "active" else None
+            if kind == "deadline" and (work is None or work.outputs.unheard(topic)):
+                return
+            news = self._health.event(topic, kind, sentence)
+        if news:
             self.get_logger().warning(f"{topic}: {sentence}")
 
     def publish_diagnostics(self) -> None:
         """Say how the node is, on /diagnostics; called every `diag_period` seconds."""
-        work = self._work
-        if self._phase == "active" and work is not None and not work.alive and not self._lost:
-            self._lost = work.trouble or "a frame never came out of the pipeline"
-            self._trouble.trigger()
-        statuses = [self._state()]
-        if self._phase == "active" and work is not None:
-            topic = self._topic
-            statuses.append(self._health.input_status(topic, self.count_publishers(topic), work.settings.fps))
-            statuses += work.statuses()
-            statuses.append(self._health.qos_status())
+        with self._looking:
+            statuses = self._statuses()
         prefix = self.get_fully_qualified_name().lstrip("/")
-        named = tuple(
-            Status(status.level, f"{prefix}: {status.name}", status.message, status.values, status.hardware_id)
-            for status in statuses
-        )
+        named = tuple(dataclasses.replace(status, name=f"{prefix}: {status.name}") for status in statuses)
         stamp_ns = self.get_clock().now().nanoseconds
         self._diagnostics.publish(convert.to_diagnostics(Diagnostics(named, stamp_ns)))
+
+    def _statuses(self) -> list[Status]:
+        work = self._work if self._phase == "active" else None
+        if work is not None and not work.alive and not self._lost:
+            self._lost = work.trouble or "a frame never came out of the pipeline"
+            self.get_logger().fatal(f"lost for good: {self._lost}")
+            self._trouble.trigger()
+        statuses = [self._state()]
+        if work is not None:
+            publishers = self.count_publishers(self._topic)
+            statuses.append(self._health.input_status(self._topic, publishers, work.settings.fps))
+            statuses += [*work.statuses(), self._health.qos_status()]
+        return statuses
 
     def _state(self) -> Status:
         work, reason = self._work, self._reason
