@@ -7,12 +7,15 @@ PIP := -m pip install --quiet --disable-pip-version-check --constraint constrain
 DEV := .venv-dev/bin/python
 # Triton decides when it is imported whether it interprets: these have a run of their own.
 INTERPRETED := tests/kernels/test_gated_select_triton.py tests/kernels/test_gated_select_traffic.py
+# What a real NVIDIA builder and real headers are asked; `make test` runs these too, as far as what they need is there.
+VENDOR := tests/engines/test_tensorrt_rtx.py tests/engines/test_tensorrt_real.py tests/compiler/test_functions.py \
+  tests/kernels/test_plugin.py tests/kernels/test_plugin_build.py tests/test_acceptance.py
 # The loss weights were measured by an earlier run of the same command without --weights.
 COMPARED := --steps 2000 --ratios 1.34,1.7 --seeds 0,1 --weights 2,1,1 \
   --nets single,third,plain,wide,narrow,ours,grown
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-pycuda check bench bench-peers size train-demo clean help
+.PHONY: demo test test-slow test-pycuda test-vendor test-ros check bench bench-peers soak size train-demo clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,7 +45,11 @@ test-slow: .venv-dev/ready ## the long set: 1,000 gate patterns, 10,000 byte fli
 test-pycuda: .venv-dev/ready ## pycuda built from source, its launcher on the emulated driver (needs CUDA headers)
 	$(DEV) $(PIP) setuptools
 	$(DEV) tests/pycuda_setup.py
-	$(DEV) -m pytest -rs tests/kernels/test_launchers.py
+	$(DEV) -m pytest -rs tests/kernels/test_launchers.py tests/engines/test_cuda_memory.py
+
+test-vendor: .venv-dev/ready ## TensorRT's bindings (10.3, 10.16, 11.4), TensorRT-RTX and the plugin (downloads 100 MB once)
+	-$(DEV) $(PIP) -e '.[rtx]'
+	$(DEV) -m pytest -rs tests/conformity $(VENDOR)
 
 check: .venv-dev/ready     ## ruff, mypy and the size limits
 	$(DEV) -m ruff check .
@@ -56,6 +63,9 @@ bench: .venv-dev/ready     ## the benchmarks, on one idle machine (under ten min
 bench-peers: .venv-dev/ready ## the benchmarks, and Torch-Pruning and OpenVINO beside ours
 	$(DEV) $(PIP) -e '.[peers,openvino]'
 	$(DEV) -m pytest benchmarks --peers
+
+soak: .venv-dev/ready      ## the robot loop at camera rate for a minute: nothing may grow
+	$(DEV) benchmarks/soak.py --minutes 1
 
 size: .venv-dev/ready      ## what a robot's install takes, measured in a fresh environment
 	$(DEV) benchmarks/install_size.py

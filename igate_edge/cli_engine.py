@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: More frames than this add nothing to activation ranges.
 MOST_CALIBRATION = 512
+#: Seconds after which a Ctrl-C during a build is heard at the latest.
+LISTEN_S = 0.5
 
 
 def build_bundle(
@@ -55,6 +57,8 @@ def _interruptible(work: Callable[[], BuildReport], stop: threading.Event) -> Bu
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
+            while not wait([running], LISTEN_S).done:  # a signal that another thread was given wakes nobody here
+                pass
             return running.result()
         except KeyboardInterrupt:
             stop.set()

@@ -59,7 +59,7 @@ def serve(args: ServeArgs) -> Answer:
     bundle = Bundle.read(args.bundle)
     budget = args.budget_ms if args.budget_ms is not None else _budget_ms(bundle.manifest.get("budget"))
     monitor = Monitor(budget, reference=bundle.manifest.get("reference"), state=read_state)
-    place = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
+    place: dict[str, Any] = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
     open_engine = functools.partial(Engine.open, args.bundle, **place)
     with contextlib.ExitStack() as stack:
         frames, mode = open_source(args.source)
@@ -168,11 +168,12 @@ class Latest:
         import numpy as np
 
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
-        about: Any = {"stamp_ns": np.int64(result.stamp_ns), "frame_id": np.str_(result.frame_id)}
+        arrays: dict[str, Any] = {f"task/{name}": array for name, array in result.outputs.items()}
+        arrays |= {"stamp_ns": np.int64(result.stamp_ns), "frame_id": np.str_(result.frame_id)}
         with os_errors(self._path, "write"):
             try:
                 with temporary.open("xb") as file:
-                    np.savez(file, **about, **{f"task/{name}": array for name, array in result.outputs.items()})
+                    np.savez(file, **arrays)
                 os.replace(temporary, self._path)  # no sync: what counts is the newest, not that it outlives the power
             except BaseException:
                 temporary.unlink(missing_ok=True)

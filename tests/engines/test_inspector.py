@@ -50,6 +50,9 @@ def test_a_layer_that_is_not_there_is_not_taken_for_good(model: ir.Model) -> Non
     node = inspector.expected(model)[0][0]
     rows = [one for one in inspector_rows(graph.dump(model)) if not one["Name"].endswith(f"+ {node}")]
     assert judged(rows, "10.3.0", model).problems == [f"{node} is not INT8: no layer of the engine names it"]
+    copy = row("Reformatting CopyNode for Input Tensor 0 to it", [node], WIDE, "Half", "Reformat")
+    copy["Inputs"][0]["Name"] = "image"
+    assert judged([*rows, copy], "10.3.0", model).problems == [f"{node} is not INT8: no layer of the engine names it"]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -58,11 +61,13 @@ def test_copies_of_int8_are_told_from_those_the_graph_asks_for(model: ir.Model, 
     cast = next(iter(inspector.expected(model)[1]))
     rows.append(row("Reformatting CopyNode for Input Tensor 0 to a", [], WIDE, "Int8", "Reformat"))
     rows.append(row("Reformatting CopyNode for Output Tensor 0 to b", [], "Half", "Half", "Reformat"))
+    rows.append(row("Reformatting CopyNode for Input Tensor 1 to d", [cast], WIDE, WIDE, "Reformat"))
     rows.append(row(f"{cast} copy", [cast], WIDE, WIDE, "Reformat"))
     rows.append(row("Reformatting CopyNode for Output Tensor 0 to c", [], WIDE, "Float", "Reformat"))
     rows[-1]["Outputs"][0]["Name"] = "seg"
     verdict = judged(rows, version, model)
-    assert verdict.problems == ["unexpected reformat Reformatting CopyNode for Input Tensor 0 to a"]
+    names = ("Input Tensor 0 to a", "Input Tensor 1 to d")
+    assert verdict.problems == [f"unexpected reformat Reformatting CopyNode for {name}" for name in names]
     assert verdict.other_reformats == ("Reformatting CopyNode for Output Tensor 0 to b",)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +103,15 @@ def subscription(
 def _with_events(make: Callable[[Any], Any], callbacks: Any, topic: str, sentence: str, report: Report) -> Any:
     """What `make` makes, with as many of our events as the middleware has."""
 
+    class Lasting(callbacks):
+        """Events that an executor may still look at while their topic is taken down."""
+
+        def create_event_handlers(self, *arguments: Any, **named: Any) -> Any:
+            handlers = super().create_event_handlers(*arguments, **named)
+            for handler in handlers:
+                handler.add_to_wait_set = functools.partial(_add, handler.add_to_wait_set)
+            return handlers
+
     def deadline(event: Any) -> None:
         report(topic, "deadline", f"{event.total_count_change} deadlines missed")
 
@@ -110,7 +121,13 @@ def _with_events(make: Callable[[Any], Any], callbacks: Any, topic: str, sentenc
 
     for events in ({"deadline": deadline, "incompatible_qos": incompatible}, {"incompatible_qos": incompatible}):
         try:
-            return make(callbacks(**events))
+            return make(Lasting(**events))
         except UnsupportedEventTypeError:
             continue
-    return make(callbacks())
+    return make(Lasting())
+
+
+def _add(add: Callable[[Any], None], wait_set: Any) -> None:
+    # rclpy's executor passes over a destroyed subscription, but not over its events: it would stop spinning.
+    with contextlib.suppress(RuntimeError):
+        add(wait_set)
