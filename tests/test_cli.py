@@ -21,7 +21,20 @@ from igate_edge.bundle import Bundle, write_bundle
 from igate_edge.errors import CheckFailed, ConvertError, UnavailableError
 from igate_edge.package import package
 
-COMMANDS = ("doctor", "inspect", "train", "export", "build", "verify", "bench", "run", "report", "demo")
+COMMANDS = (
+    "doctor",
+    "inspect",
+    "train",
+    "export",
+    "build",
+    "verify",
+    "bench",
+    "run",
+    "serve",
+    "replay",
+    "report",
+    "demo",
+)
 FRAMES = tinynet.frames(8)
 
 
@@ -108,7 +121,7 @@ def test_an_error_for_people_is_on_stderr_with_its_fix(tmp_path: Path) -> None:
 def test_every_exception_ends_in_a_sentence_and_a_code(
     monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, words: str
 ) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("igate_edge.cli_doctor.doctor", fail)
@@ -118,7 +131,7 @@ def test_every_exception_ends_in_a_sentence_and_a_code(
 
 
 def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("surprise")
 
     monkeypatch.setattr("igate_edge.cli_doctor.doctor", fail)
@@ -127,7 +140,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch: pytest.Monkey
 
 
 def test_stopping_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop() -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("igate_edge.cli_doctor.doctor", stop)

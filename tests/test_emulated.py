@@ -93,4 +93,4 @@ def test_without_a_compiler_it_says_what_to_install(bundle_path: Path) -> None:
     assert not cli_doctor.backends()["emulate"]["usable"]
     (problem,) = [p for p in cli_doctor.doctor().document["missing"] if "backend emulate" in p["what"]]
     assert not problem["required"]
-    assert problem["fix"] == "apt install g++"
+    assert problem["fix"].endswith("apt install g++")
