@@ -98,11 +98,21 @@ def backends(names: Iterable[str] = tuple(ENGINES)) -> dict[str, dict[str, Any]]
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
-            found[name] = {"usable": True, **importlib.import_module(f".engines.{name}", __package__).probe()}
+            found[name] = {"usable": True, **_probe(name)}
         except IgateError as error:
             found[name] = {"usable": False, "reason": f"{error.cause} ({error.evidence})", "fix": error.fix}
         except Exception as error:
             found[name] = {"usable": False, "reason": f"{type(error).__name__}: {error}"}
+    return found
+
+
+def _probe(name: str) -> dict[str, Any]:
+    if name == "emulate":
+        # The engine itself loads a graph library, which takes longer than all else that is looked at here.
+        from igate_edge.kernels.emulator import compiler
+
+        return {"version": compiler(), "provider": "emulator"}
+    found: dict[str, Any] = importlib.import_module(f".engines.{name}", __package__).probe()
     return found
 
 

@@ -257,7 +257,7 @@ def _nvcc(facts: Facts) -> Iterator[Finding]:
     if folder in [entry.rstrip("/") for entry in facts.interpreter.path.split(":")]:
         yield Finding("nvcc", nvcc, "on PATH", needed_for="build")
         return
-    reason = "nvcc is installed but not on PATH: a build of pycuda then fails after minutes with `cuda.h: No such file`"
+    reason = "installed but not on PATH: a build of pycuda then fails after minutes with `cuda.h: No such file`"
     fix = f"export PATH={folder}:$PATH CUDA_ROOT=/usr/local/cuda CPATH=/usr/local/cuda/include"
     yield Finding("nvcc", nvcc, "on PATH", _if_pycuda(facts), reason, fix, "build")
 

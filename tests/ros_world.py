@@ -58,16 +58,19 @@ class BrightnessEngine:
 
 
 class Listener:
-    """Messages of a topic as they come."""
+    """Messages of a topic as they come; `arrived`: when, in nanoseconds of the node's clock."""
 
     def __init__(self, node: Any, kind: Any, topic: str, profile: QoSProfile) -> None:
         self.messages: list[Any] = []
+        self.arrived: list[int] = []
+        self._clock = node.get_clock()
         self._news = threading.Condition()
         self._subscription = node.create_subscription(kind, topic, self._on_message, profile)
 
     def _on_message(self, message: Any) -> None:
         with self._news:
             self.messages.append(message)
+            self.arrived.append(self._clock.now().nanoseconds)
             self._news.notify_all()
 
     def wait(self, done: Callable[[list[Any]], Any], seconds: float = PATIENCE_S) -> Any:

@@ -15,15 +15,18 @@ from pathlib import Path
 from .device_power import PowerMode, power_mode, power_modes
 from .device_state import State, capped, read_state
 from .device_sysfs import folder, integer, pairs, text
+from .device_tegrastats import Tegrastats, parse_tegrastats
 
 __all__ = [
     "Device",
     "PowerMode",
     "State",
+    "Tegrastats",
     "capped",
     "fingerprint",
     "jetpack_of",
     "package_versions",
+    "parse_tegrastats",
     "power_mode",
     "power_modes",
     "read_device",

@@ -59,7 +59,7 @@ def test_the_unit_has_what_a_robot_needs() -> None:
     text = (KIT / "igate-edge.service").read_text()
     for line in ("Type=notify", "StateDirectory=igate-edge", "NoNewPrivileges=yes", "Restart=on-failure"):
         assert f"\n{line}\n" in text
-    assert "ExecStartPre=/opt/igate-edge/bin/igate doctor --strict" in text
+    assert "ExecStartPre=/opt/igate-edge/bin/igate doctor --strict --for run" in text
 
 
 def dry(root: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -82,7 +82,9 @@ def test_a_picture_is_the_same_picture_in_every_encoding(world: World, encoding:
         "bgra8": np.concatenate([PICTURE[..., ::-1], alpha], 2),
         "padded": np.concatenate([PICTURE, np.full((24, 4, 3), 255, np.uint8)], 1),
     }
-    message = image(np.ascontiguousarray(variants[encoding]), "rgb8" if encoding == "padded" else encoding, stamp=(2, 0))
+    message = image(
+        np.ascontiguousarray(variants[encoding]), "rgb8" if encoding == "padded" else encoding, stamp=(2, 0)
+    )
     message.width = 32
     camera.publish(message)
     np.testing.assert_array_equal(pixels_of(labels.wait(stamped(2))), pixels_of(labels.messages[0]))

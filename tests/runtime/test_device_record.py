@@ -80,6 +80,18 @@ def test_paced_frames_wait_for_their_turn_and_late_ones_do_not(nano: Path) -> No
     assert made(nano, late, period_ms=10.0).period_ms == 10.0 and late.slept == []
 
 
+def test_a_late_waking_does_not_move_the_frames_after_it(nano: Path) -> None:
+    clock = Clock(0.004)
+
+    def oversleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        clock.now += 0.001
+
+    about = {"machine": {}, "versions": {}, "frames": 4, "warm_up": 0, "period_ms": 10.0, "root": nano}
+    take(clock.run, ENGINE, clock=clock, sleep=oversleep, **about)  # type: ignore[arg-type]
+    assert clock.slept == pytest.approx([0.006, 0.005, 0.005])
+
+
 def test_percentiles_and_misses_are_of_the_samples(nano: Path) -> None:
     record = dataclasses.replace(made(nano), samples_ms=tuple(float(n) for n in range(1, 102)), budget_ms=100.0)
     found = summary(record)

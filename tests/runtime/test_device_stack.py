@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import boards
 import pytest
 
+from igate_edge.runtime import device_software
 from igate_edge.runtime.device import Device
 from igate_edge.runtime.device_software import HEADERS, Software, read_software, resource_sms, this_interpreter
 from igate_edge.runtime.device_stack import stack_of, unsupported
@@ -49,9 +52,22 @@ def test_a_version_file_that_is_none(tmp_path: Path, text: str) -> None:
     assert read_software(tmp_path).cuda is None
 
 
-def test_this_interpreter_tells_of_itself() -> None:
-    import sys
+@pytest.mark.parametrize("flags", [(), ("--system-site-packages",)])
+def test_a_venv_says_whether_it_sees_the_systems_packages(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", *flags, tmp_path], check=True)
+    code = "from igate_edge.runtime.device_software import this_interpreter as t; print(t().venv, t().system_site)"
+    seen = {"PYTHONPATH": str(Path(device_software.__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [tmp_path / "bin/python", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=seen,
+    )
+    assert done.stdout.split() == [str(tmp_path), str(bool(flags))], done.stderr
 
+
+def test_this_interpreter_tells_of_itself() -> None:
     found = this_interpreter()
     assert found.python.startswith(f"{sys.version_info[0]}.{sys.version_info[1]}.")
     assert (found.venv is None) == (sys.prefix == sys.base_prefix)
