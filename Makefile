@@ -15,7 +15,7 @@ COMPARED := --steps 2000 --ratios 1.34,1.7 --seeds 0,1 --weights 2,1,1 \
   --nets single,third,plain,wide,narrow,ours,grown
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-pycuda test-vendor test-ros check bench bench-peers soak size train-demo clean help
+.PHONY: demo test test-slow test-pycuda test-vendor test-ros check bench bench-peers bench-ros soak size train-demo clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -64,6 +64,23 @@ bench-peers: .venv-dev/ready ## the benchmarks, and Torch-Pruning and OpenVINO b
 	$(DEV) $(PIP) -e '.[peers,openvino]'
 	$(DEV) -m pytest benchmarks --peers
 
+ROS_PYTHON ?= $(firstword $(foreach v,3.12 3.11 3.13,$(shell command -v python$(v) 2>/dev/null)) $(PYTHON))
+ROS := PYTHONPATH=jetson/ros2/igate_edge_ros .venv-ros/bin/python -m pytest -rs
+
+.venv-ros/ready: pyproject.toml
+	$(ROS_PYTHON) -m venv .venv-ros
+	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check 'ros-rclpy[fastrtps]' \
+	  ros-sensor-msgs ros-diagnostic-msgs pytest pytest-benchmark pytest-timeout setuptools
+	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check -e '.[images,bag]'
+	@touch $@
+
+test-ros:        ## the ROS 2 node on real rclpy, in an environment of its own (x86, Python 3.11 to 3.13)
+	@$(MAKE) .venv-ros/ready || { echo 'NOT TESTED: no rclpy for this Python or machine'; exit 0; }; \
+	$(ROS) tests/ros
+
+bench-ros: .venv-ros/ready ## what the ROS 2 node adds to a frame, 30 Hz VGA for 20 s
+	$(ROS) benchmarks/test_ros_overhead.py
+
 soak: .venv-dev/ready      ## the robot loop at camera rate for a minute: nothing may grow
 	$(DEV) benchmarks/soak.py --minutes 1
 
@@ -77,4 +94,4 @@ train-demo: .venv-dev/ready ## train the shipped example and its rivals again, t
 	  --half-weights --out examples/tabletop.igate
 
 clean:           ## remove environments and outputs
-	rm -rf .venv .venv-dev out
+	rm -rf .venv .venv-dev .venv-ros out

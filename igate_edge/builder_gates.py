@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .builder_parts import Session
 from .bundle import Bundle
-from .golden import MEASURES, GoldenResult, check, gap, run_frames
+from .engines import inspector
+from .engines import onnxruntime as ort
+from .golden import MEASURES, GoldenResult, gap, run_frames
+from .golden import check as check_golden
 from .plaindata import plain_json
 from .runtime.preprocess import to_input
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 #: One engine answers equal frames equally: this share of the smallest limit of a task's kind is what may differ.
 SAME = 0.1
@@ -31,7 +38,7 @@ def golden(
     FP16 rounds: it is measured in the terms of the task, with the smallest limit that INT8 gets.
     """
     if precision != "half":
-        return check(bundle, run, precision, names)
+        return check_golden(bundle, run, precision, names)
     outputs = run_frames(run, bundle.golden["frame"], bundle.preprocess)
     size = bundle.preprocess.height, bundle.preprocess.width
     results = []
@@ -40,6 +47,53 @@ def golden(
         value = gap(spec, outputs.get(spec.name, np.empty(0)), bundle.golden[f"float/{spec.name}"], size)
         results.append(GoldenResult(spec.name, precision, measure, value, limit))
     return results
+
+
+def check(
+    bundle: Bundle, session: Session, precision: str, names: Sequence[str]
+) -> tuple[list[GoldenResult], list[str]]:
+    """Golden frames of every task, no stale answers, and every row of a batch: results, and what is wrong."""
+    results = golden(bundle, session.run, precision, names)
+    problems = [str(result) for result in results if not result.passed]
+    wrong = bool(problems)
+    problems += stale_answers(bundle, session, names)
+    if not wrong:
+        problems += batch_rows(bundle, session, session.shape[0], precision, names)
+    return results, problems
+
+
+def layer_types(layers: str, model: ir.Model, data: bytes, precision: str) -> tuple[dict[str, Any], list[str]]:
+    """What the engine's layers compute in, and what must not be; an FP16 plan has nothing that must be INT8.
+
+    layers: the inspector's JSON. data: the network's file without layers on the plugin, for their MACs; they are named
+    as their calls are. Copies of INT8 tensors beside a layer on the plugin are its own: it takes one format only.
+    """
+    import onnx.inliner
+
+    calls = [node.name or "" for node in model.graph if node.op_identifier() in model.functions]
+    plugged = [node.name or "" for node in model.graph if (node.domain, node.op_type) == inspector.PLUGIN]
+    inspection = inspector.parse(layers)
+    verdict = inspector.judge(inspection, *inspector.expected(model))
+    own = [name for name in verdict.reformats if not set(re.split(r"[\s+|,\[\](){}]+", name)).isdisjoint(plugged)]
+    verdict = replace(verdict, reformats=tuple(name for name in verdict.reformats if name not in own))
+    flat = onnx.inliner.inline_local_functions(onnx.load_from_string(data))
+    counted, _ = ort.conv_macs(onnx.shape_inference.infer_shapes(flat))
+    macs = {_caller(name, [*calls, *plugged]): value for name, value in counted.items()}
+    int8 = {_caller(name, calls) for name in verdict.int8}
+    coverage = {
+        "int8_conv_macs_share": sum(value for name, value in macs.items() if name in int8) / max(sum(macs.values()), 1),
+        "convs": {name: "int8" if name in int8 else "float" for name in macs},
+        "macs": macs,
+        "layers": len(inspection.layers),
+        "reformats": [*own, *verdict.reformats, *verdict.other_reformats],
+        "schema": inspection.schema,
+    }
+    return coverage, verdict.problems if precision == "int8" else []
+
+
+def _caller(name: str, calls: Iterable[str]) -> str:
+    """The call that a node CALL/NODE was inlined from, else the node's own name."""
+    return max((call for call in calls if name.startswith(f"{call}/")), key=len, default=name)
 
 
 def batch_rows(bundle: Bundle, session: Session, rows: int, precision: str, names: Sequence[str]) -> list[str]:

@@ -269,13 +269,14 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="The table to write.", show_default="beside built engines")] = None,
     threads: Threads = 1,
     precision: Annotated[str, typer.Option(help="int8 or float: what the engines of this table run.")] = "int8",
+    backend: Annotated[str, typer.Option(help="onnxruntime, or tensorrt (not run on a device).")] = "onnxruntime",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and runs: half the accuracy.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped measurement ended.")] = False,
 ) -> Answer:
     """Time this machine's operators: the latency table that budgets, sweeps and `build --tune` predict by."""
     from .cli_profile import profile_machine
 
-    return profile_machine(out, threads, precision, quick, resume)
+    return profile_machine(out, threads, precision, quick, resume, backend)
 
 
 sweeping = typer.Typer(pretty_exceptions_enable=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ def run_bag(
     if source is not None:
         raise InputError("two inputs", f"{source} and --bag {bag}", "give one of them")
     opened = BagSource(bag, topics or None)
-    if out.resolve() == bag.resolve() or bag.resolve() in out.resolve().parents:
+    # Not Path.resolve: it raises for a link that points to itself.
+    inside, target = Path(os.path.realpath(bag)), Path(os.path.realpath(out))
+    if target == inside or inside in target.parents:
         raise InputError("the results would overwrite the input", str(out), "pass another --out")
     threads, precision, cache, frames = options
     ranges = _calibration(frames) if frames is not None else None

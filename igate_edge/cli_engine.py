@@ -106,6 +106,9 @@ def build_shown(report: BuildReport) -> list[Any]:
         )
     shown += [f"ROLLED BACK to the engine built before: {report.rolled_back}"] if report.rolled_back else []
     shown += latency_shown(report.latency)
+    if report.plugin:
+        on = f"{', '.join(report.plugin['layers'])}; " if report.plugin["layers"] else ""
+        shown.append(f"plugin: {on}{report.plugin['note']}")
     shown += [where, "", cost_grid(report.cost, len(report.tasks)), "", golden_grid(report.golden)]
     shown += [f"note: {warning}" for warning in report.warnings if report.reason not in warning]
     shown += [

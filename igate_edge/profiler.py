@@ -1,11 +1,13 @@
 """Measures a latency table on this machine: operators within small networks, then whole networks as its anchors.
 
 All times are taken relative to a reference network that is timed before and after: a machine that is slower for a
-minute does not bend the table, and one that does not stand still is refused with the reason.
+minute does not bend the table, and one that does not stand still is refused with the reason. Through TensorRT a table
+is a board's in its power mode; that way was tested with stand-ins, not run on a device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import __version__
+from . import __version__, devicetable
 from . import profiler_nets as nets
 from .compiler import executed, graph, quantize
 from .compiler.latency import LatencyTable
@@ -31,7 +33,7 @@ from .profiler_jobs import FIT, Job, jobs
 from .runtime.cache import fingerprint
 from .timing import pinned
 
-PRECISIONS = ("int8", "float")
+PRECISIONS, BACKENDS = ("int8", "float"), ("onnxruntime", "tensorrt")
 #: Runs of a network in each of its two halves, and of every whole network.
 RUNS, QUICK_RUNS, WHOLE_RUNS = 12, 5, 40
 #: Of the runs of a node, the fastest share that counts: what else runs on the machine only ever adds.
@@ -45,16 +47,26 @@ Bring = Callable[[bytes, int], Means]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: threads of an engine, "int8" or "float", quick (fewer sizes and runs: half the accuracy)."""
+    """What to measure: threads of an engine, "int8" or "float", quick (fewer sizes and runs: half the accuracy).
+
+    backend: "onnxruntime", or "tensorrt", whose work is the GPU's: threads must be 1, float is FP16, and INT8 stands
+    within FP16.
+    """
 
     threads: int = 1
     precision: str = "int8"
     quick: bool = False
+    backend: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         ort.check_threads(self.threads)
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}", f"known: {', '.join(PRECISIONS)}", "use one")
+        if self.backend not in BACKENDS:
+            raise InputError(f"no tables of backend {self.backend!r:.40}", f"known: {', '.join(BACKENDS)}", "use one")
+        if self.backend == "tensorrt" and self.threads != 1:
+            evidence = f"{self.threads} threads asked for, and TensorRT computes on the GPU"
+            raise InputError("threads are ONNX Runtime's", evidence, "leave threads at 1")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if self.threads > cores:
             evidence = f"{self.threads} threads asked for, {cores} core(s) free for this process"
@@ -67,30 +79,37 @@ def profile(
     *,
     resume: bool = False,
     watch: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, count: items,
-    bring: Bring = on_this_machine,
+    bring: Bring | None = None,
+    root: Path = Path("/"),
 ) -> LatencyTable:
     """Measure the latency table of this machine and write it to `path`; what is done is kept in `path`.part meanwhile.
 
-    resume: go on where a stopped measurement ended. watch: wraps the jobs to show progress. Raises UnavailableError
-    when the machine does not stand still, InputError when a kept part was measured elsewhere.
+    resume: go on where a stopped measurement ended. watch: wraps the jobs to show progress. bring: the means to time
+    (None: of `asked.backend`). root: the folder that stands for "/" where a board is read. Raises UnavailableError when
+    the machine does not stand still, InputError when a kept part was measured elsewhere.
     """
     target = as_path(path)
     if target.is_dir():
         raise InputError("not a place for a table", f"{target} is a folder", "give a file name")
     part = target.with_name(target.name + ".part")
-    about = _about(asked)
+    about = _about(asked, root)
     plan = {**about, "quick": asked.quick, "version": __version__}  # these decide which networks are measured
     done = _resumed(part, plan) if resume else {}
-    todo = jobs(asked.precision, asked.quick)
-    with pinned(asked.threads):
-        means = bring(file_of(nets.residual((64, 64), 16), asked.precision), asked.threads)
+    todo = jobs(_kinds(asked), asked.quick)
+    with contextlib.ExitStack() as stack:
+        if asked.backend == "onnxruntime":  # TensorRT's builder may use all cores
+            stack.enter_context(pinned(asked.threads))
+        means = (bring or _means(asked))(_file(nets.residual((64, 64), 16), asked), asked.threads)
+        stack.callback(means.close)
         for job in watch(todo, len(todo)):
             if job.name not in done:
-                done[job.name] = _measure(job.name, file_of(job.build(), asked.precision), asked, means)
+                done[job.name] = _measure(job.name, _file(job.build(), asked), asked, means)
+                _still_set(about, asked, root)
                 write_atomic(part, json.dumps({"about": plan, "jobs": done}))
         reference = float(np.median([item["reference"] for item in done.values()]))
         table = table_of(_found(todo, done, reference), **{**about, "date": _today()})
         table = anchored(table, _wholes(table, asked, means, reference))
+        _still_set(about, asked, root)
     table.save(target)
     part.unlink(missing_ok=True)
     return table
@@ -98,11 +117,24 @@ def profile(
 
 def notes(table: LatencyTable) -> list[str]:
     """What a reader of a new table must know: one sentence each."""
+    if table.backend["name"] == "tensorrt":
+        return _board_notes(table.device)
     found = []
     if (os.cpu_count() or 1) == 1:
         found.append("one core only: the timed networks shared it with everything else that ran")
     if "unverified" in (table.device.get("governor"), table.device.get("clock_max_khz")):
         found.append("the system does not tell its clocks: nobody can check later that they were the same")
+    return found
+
+
+def _board_notes(device: Mapping[str, Any]) -> list[str]:
+    locked = {True: "", False: "the clocks were not locked"}
+    how = locked.get(device["locked"], "whether the clocks were locked is unverified")
+    found = [f"provisional: {how} (`igate jetson lock` locks them)"] if how else []
+    if device["capped"]:
+        found.append(f"provisional: {device['capped']}")
+    if "power_mode" not in device:
+        found.append("nobody tells the power mode: on a Jetson the table counts as another board's")
     return found
 
 
@@ -117,10 +149,46 @@ def file_of(model: ir.Model, precision: str) -> bytes:
     return int8(model) if precision == "int8" else graph.dump(model)
 
 
-def _about(asked: Asked) -> dict[str, Any]:
-    backend = {"name": "onnxruntime", **{key: str(value) for key, value in ort.probe().items()}}
-    about = {"device": {**fingerprint(), **clocks()}, "backend": backend, "threads": asked.threads}
-    return {**about, "precision": asked.precision, "fit": FIT if asked.precision == "int8" else {"cin": 1, "cout": 1}}
+def _file(model: ir.Model, asked: Asked) -> bytes:
+    """What the means are given: TensorRT's make an engine of the float network themselves, to know its nodes."""
+    return graph.dump(model) if asked.backend == "tensorrt" else file_of(model, asked.precision)
+
+
+def _kinds(asked: Asked) -> str:
+    """The precision whose kinds of convolution are told apart: TensorRT's kernels know no unsigned bytes."""
+    return "float" if asked.backend == "tensorrt" else asked.precision
+
+
+def _means(asked: Asked) -> Bring:
+    if asked.backend == "onnxruntime":
+        return on_this_machine
+    from .profiler_tensorrt import on_this_board
+
+    return lambda reference, _: on_this_board(reference, asked.precision)
+
+
+def _about(asked: Asked, root: Path) -> dict[str, Any]:
+    if asked.backend == "tensorrt":
+        board, version = devicetable.board(root)
+        device, backend = {**board, **devicetable.moment(root)}, {"name": "tensorrt", "version": version}
+    else:
+        device = {**fingerprint(), **clocks()}
+        backend = {"name": "onnxruntime", **{key: str(value) for key, value in ort.probe().items()}}
+    about = {"device": device, "backend": backend, "threads": asked.threads, "precision": asked.precision}
+    return {**about, "fit": FIT if _kinds(asked) == "int8" else {"cin": 1, "cout": 1}}
+
+
+def _still_set(about: dict[str, Any], asked: Asked, root: Path) -> None:
+    """Refuse a board whose power mode or clocks were set otherwise meanwhile; take down what else changed."""
+    if asked.backend != "tensorrt":
+        return
+    device, now = about["device"], devicetable.moment(root)
+    here = {**{name: device[name] for name in devicetable.GPU}, **devicetable.setting(root)}
+    name = devicetable.difference(device, here) or ("locked" if device["locked"] != now["locked"] else "")
+    if name:
+        evidence = f"{name} was {device.get(name, 'unknown')!r} and is {({**now, **here}).get(name, 'unknown')!r}"
+        raise UnavailableError("the board was set otherwise meanwhile", evidence, "set it back, then use --resume")
+    device.update(now, capped=device["capped"] or now["capped"])
 
 
 def _today() -> str:
@@ -137,7 +205,7 @@ def _resumed(part: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         fix = "start again without --resume"
         raise InputError("the kept part cannot be read", f"{part.name}: {type(error).__name__}", fix) from error
-    moving = set(clocks())
+    moving = {*clocks(), *devicetable.MOVING}  # times of locked and free clocks do not mix
     for name, value in about.items():
         other = theirs.get(name)
         if isinstance(value, dict) and isinstance(other, dict):
@@ -195,7 +263,7 @@ def _found(todo: list[Job], done: Mapping[str, Any], reference: float) -> Found:
 def _wholes(table: LatencyTable, asked: Asked, means: Means, reference: float) -> list[Whole]:
     """Whole networks of each lowering, timed in turn without the profiler."""
     models = [(lowering, build()) for lowering, build in nets.anchors(asked.quick)]
-    files = [file_of(model, asked.precision) for _, model in models]
+    files = [_file(model, asked) for _, model in models]
 
     def once() -> tuple[list[float], float]:
         first, second = (np.array(means.whole(files, WHOLE_RUNS)) for _ in range(2))
@@ -204,6 +272,6 @@ def _wholes(table: LatencyTable, asked: Asked, means: Means, reference: float) -
     times, _, now = steady(once, means, "the whole networks")
     wholes = []
     for (lowering, model), ms in zip(models, times, strict=True):
-        run = executed.steps(model, asked.precision)
+        run = executed.steps(model, table.runs_as)
         wholes.append(Whole(lowering, ms / now * reference, len(run), sum(map(table.step_ms, run))))
     return wholes

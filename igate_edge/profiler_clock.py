@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,13 +46,24 @@ class Pulse:
 class Means:
     """How a profile reaches the machine. pulse: times the reference; nodes, whole: time a model by node, or models.
 
-    nodes(model, runs) is `ort.node_times`; whole(models, runs) gives low-quantile ms of each, run in turn.
+    nodes(model, runs) is `ort.node_times`; whole(models, runs) gives low-quantile ms of each, run in turn. close: gives
+    back what is held.
     """
 
     pulse: Callable[[], Pulse]
     nodes: Callable[[bytes, int], list[ort.NodeTime]]
     whole: Callable[[list[bytes], int], list[float]]
     pause: Callable[[float], object] = time.sleep
+    close: Callable[[], object] = lambda: None
+
+
+class Session(Protocol):
+    """An opened engine of any backend whose input is float32."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def run(self, image: np.ndarray) -> object: ...
 
 
 def steady(measure: Callable[[], tuple[Any, float]], means: Means, what: str) -> tuple[Any, float, float]:
@@ -82,18 +94,28 @@ def steady(measure: Callable[[], tuple[Any, float]], means: Means, what: str) ->
 def on_this_machine(reference: bytes, threads: int) -> Means:
     """Means that time on this machine; the caller has pinned the process."""
     session, clock = ort.open(reference, threads), _clock(threads)
-    image = _noise(session)
 
     def pulse() -> Pulse:
-        start, used, times = time.perf_counter(), time.process_time(), []
-        for _ in range(PULSE_RUNS):
-            begun = clock()
-            session.run(image)
-            times.append(clock() - begun)
+        start, used = time.perf_counter(), time.process_time()
+        ms = beat(session, clock)
         share = (time.process_time() - used) / (time.perf_counter() - start)
-        return Pulse(float(np.quantile(times, LOW)) * 1e3, min(share, 1.0))
+        return Pulse(ms, min(share, 1.0))
 
-    return Means(pulse, lambda model, runs: ort.node_times(model, runs, threads), lambda m, r: _whole(m, r, threads))
+    def whole(models: list[bytes], runs: int) -> list[float]:
+        with contextlib.ExitStack() as stack:
+            return in_turn([stack.enter_context(ort.open(model, threads)) for model in models], runs, clock)
+
+    return Means(pulse, lambda model, runs: ort.node_times(model, runs, threads), whole, close=session.close)
+
+
+def beat(session: Session, clock: Callable[[], float]) -> float:
+    """Low-quantile ms of a network just now."""
+    image, times = _noise(session), []
+    for _ in range(PULSE_RUNS):
+        begun = clock()
+        session.run(image)
+        times.append(clock() - begun)
+    return float(np.quantile(times, LOW)) * 1e3
 
 
 def _clock(threads: int) -> Callable[[], float]:
@@ -101,22 +123,19 @@ def _clock(threads: int) -> Callable[[], float]:
     return time.thread_time if threads == 1 else time.perf_counter
 
 
-def _whole(models: list[bytes], runs: int, threads: int) -> list[float]:
-    """Networks run in turn, so that each finds its weights as cold as a robot's other work leaves them."""
-    sessions = [ort.open(model, threads) for model in models]
-    images, clock = [_noise(session) for session in sessions], _clock(threads)
+def in_turn(sessions: Sequence[Session], runs: int, clock: Callable[[], float]) -> list[float]:
+    """Low-quantile ms of networks run in turn: each finds its weights as cold as a robot's other work leaves them."""
+    images = [_noise(session) for session in sessions]
     times = np.zeros((runs, len(sessions)))
     for row in range(-3, runs):
         for index, (session, image) in enumerate(zip(sessions, images, strict=True)):
             begun = clock()
             session.run(image)
             times[max(row, 0), index] = clock() - begun
-    for session in sessions:
-        session.close()
     return [float(value) * 1e3 for value in np.quantile(times, LOW, axis=0)]
 
 
-def _noise(session: ort.Session) -> np.ndarray:
+def _noise(session: Session) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(session.shape, np.float32)
 
 

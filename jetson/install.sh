@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 usage: jetson/install.sh [options]
   --dry-run         show what would be done, change nothing
-  --venv DIR        the virtual environment (default: ~/igate-edge)
+  --venv DIR        the virtual environment (default: ~/igate-edge, with --service /opt/igate-edge)
   --pycuda          also build pycuda, the second way to GPU memory (three minutes; needs CUDA headers)
   --service BUNDLE  also install the systemd unit that serves this bundle (needs root)
   --root DIR        look for the board's files below DIR: to try the checks on another machine; implies --dry-run
@@ -15,7 +15,7 @@ TEXT
 }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root="" venv="$HOME/igate-edge" dry=0 pycuda=0 bundle=""
+root="" venv="" dry=0 pycuda=0 bundle=""
 problems=()
 
 main() {
@@ -27,7 +27,7 @@ main() {
   [ -z "$bundle" ] || service_checks
   [ -n "$root" ] || system_checks
   report
-  install
+  carry_out
 }
 
 options() {
@@ -48,6 +48,9 @@ options() {
     esac
     shift
   done
+  # The unit's user sees no home folder.
+  if [ -z "$venv" ] && [ -n "$bundle" ]; then venv=/opt/igate-edge; fi
+  venv=$(realpath -m -- "${venv:-$HOME/igate-edge}")
 }
 
 wrong() {
@@ -61,12 +64,16 @@ problem() { problems+=("$1: $2. Fix: $3."); }
 
 # Which L4T this is, and with it which TensorRT, cuda-bindings and Python belong here.
 board() {
-  local release major model
+  local release major minor model
   model=$(tr -d '\0' 2>/dev/null <"$root/proc/device-tree/model" || true)
   release=$(sed -n 's/^# R\([0-9]*\) (release), REVISION: \([0-9.]*\).*/\1.\2/p' "$root/etc/nv_tegra_release" 2>/dev/null || true)
-  major=${release%%.*}
+  major=${release%%.*} minor=${release#*.} minor=${minor%%.*}
   case $major in
-    36) jetpack=6 bindings='cuda-bindings>=12.6,<13' ;;
+    36) if [ "${minor:-0}" -lt 4 ]; then
+          problem "this JetPack is too old" "L4T R$release is JetPack 6.0, with TensorRT 8.6" \
+            "upgrade to JetPack 6.1 or newer (L4T R36.4)"
+        fi
+        jetpack=6 bindings='cuda-bindings>=12.6,<13' ;;
     38 | 39) jetpack=7 bindings='cuda-bindings>=13,<14' ;;
     '') jetpack='' bindings='' ;;
     *) jetpack='' bindings=''
@@ -118,6 +125,12 @@ headers() {
 
 service_checks() {
   [ -f "$bundle" ] || problem "the bundle is missing" "$bundle" "pass a file written by igate export"
+  case $venv in
+    "$HOME"/* | /home/* | /root/* | /tmp/* | /var/tmp/*)
+      problem "the service cannot see this environment" "$venv: the unit's own user has no home folder and a /tmp of its own" \
+        "leave out --venv, or pass one below /opt" ;;
+    *[[:space:]%]*) problem "a unit cannot name this environment" "$venv: a space or a percent sign" "pass another --venv" ;;
+  esac
   [ -n "$root" ] || [ -d /run/systemd/system ] || problem "no systemd here" "/run/systemd/system" "leave out --service"
   [ $dry = 1 ] || [ "$(id -u)" = 0 ] || problem "a unit is installed by root" "you are $(id -un)" "run with sudo"
 }
@@ -154,11 +167,12 @@ run() {
   [ $dry = 1 ] || "$@"
 }
 
-install() {
+# Not named after a program: a function would be found before it.
+carry_out() {
   local site=()
   [ -z "$jetpack" ] || site=(--system-site-packages)  # apt's TensorRT is seen only so
   [ -x "$venv/bin/python" ] || run "$python" -m venv "${site[@]}" "$venv"
-  run "$venv/bin/python" -m pip install --quiet --upgrade "$(dirname "$here")[images]"
+  run "$venv/bin/python" -m pip install --quiet --upgrade "$(dirname "$here")[video,bag]"
   [ -z "$bindings" ] || run "$venv/bin/python" -m pip install --quiet "$bindings"
   if [ $pycuda = 1 ]; then
     # Its build looks for nvcc on PATH and for headers and libraries where only JetPack puts them.
@@ -176,9 +190,16 @@ unit() {
   local where=/etc/systemd/system/igate-edge.service
   run install -D -m 644 "$bundle" /var/lib/igate-edge/scene.igate
   printf '+ write %s\n' "$where"
-  [ $dry = 1 ] || sed "s|/opt/igate-edge|$venv|g" "$here/igate-edge.service" >"$where"
+  if [ $dry = 0 ]; then
+    local text
+    text=$(<"$here/igate-edge.service")
+    printf '%s\n' "${text//\/opt\/igate-edge/"$venv"}" >"$where.new"
+    mv -- "$where.new" "$where"
+  fi
   run systemctl daemon-reload
-  run systemctl enable --now igate-edge.service
+  run systemctl enable igate-edge.service
+  # Its first start builds the engine, for minutes: `systemctl status igate-edge` shows when it is ready.
+  run systemctl restart --no-block igate-edge.service
 }
 
 main "$@"

@@ -95,7 +95,12 @@ def _version(folder: Path) -> tuple[int, int, int]:
 
 
 def compiler(machine: str = "") -> str:
-    """The path of the compiler for a machine; raises UnavailableError with the package to install."""
+    """The path of the compiler for a machine ("": this one).
+
+    Raises InputError (unknown machine), UnavailableError with the package to install.
+    """
+    if machine and machine not in MACHINES:
+        raise InputError(f"unknown machine {machine!r:.40}", f"known: {', '.join(MACHINES)}", "name one of these")
     native = machine in ("", platform.machine())
     name = "g++" if native else f"{machine}-linux-gnu-g++"
     package = "g++" if native else f"g++-{machine.replace('_', '-')}-linux-gnu"
@@ -113,8 +118,6 @@ def build(
     flags: beyond FLAGS. Raises UnavailableError without a compiler, CheckFailed with its words where it fails.
     """
     machine = machine or platform.machine()
-    if machine not in MACHINES:
-        raise InputError(f"unknown machine {machine!r:.40}", f"known: {', '.join(MACHINES)}", "name one of these")
     cxx = compiler(machine)
     said = _run([cxx, "--version"], "start").splitlines()[0]
     text = "".join(path.read_text(encoding="utf-8") for path in sorted(SOURCE.iterdir()) if path.suffix in _SUFFIXES)
@@ -132,7 +135,8 @@ def build(
             made = Path(scratch) / "made.so"
             _run([cxx, *FLAGS, *flags, *folders, "-shared", *sources, "-ldl", "-o", str(made)], "compile the plugin")
             write_atomic(path, made.read_bytes())
-    data = read_file(path)
+    with os_errors(path, "read"):
+        data = read_file(path)
     if out is not None:
         write_atomic(out, data)
     return Library(out or path, machine, headers.version, said, hashlib.sha256(data).hexdigest())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igate_edge.errors import InputError
+from igate_edge.files import as_path
 
 from . import device, manifest, source
 from .grouped_conv import GroupedConvPlan
@@ -46,6 +47,7 @@ class Image:
 
         Raises UnavailableError where nothing was built, InputError where nothing fits or a file was altered.
         """
+        folder = as_path(folder)
         data = device.shipped_cubin(folder, Device("", arch, driver, 0), source.text())
         rows = [kernel for kernel in manifest.load(folder).values() if kernel.sha256 == manifest.digest(data)]
         return cls(data, {kernel.entry: kernel for kernel in rows})

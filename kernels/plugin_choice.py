@@ -60,17 +60,23 @@ def choose(times: Mapping[str, Times], margin: float = MARGIN) -> Choice:
     >>> choose({"conv": Times((1.0, 1.1, 1.0, 1.2), (0.5, 0.6, 0.5, 0.5))}).layers
     ('conv',)
     """
-    if not 0 <= margin < 1:
-        raise InputError("not a margin", f"{margin}", "pass a share from 0 to 1")
+    if not _number(margin) or not 0 <= margin < 1:
+        raise InputError("not a margin", f"{margin!r:.40}", "pass a share from 0 to 1")
+    if not isinstance(times, Mapping) or not all(isinstance(both, Times) for both in times.values()):
+        raise InputError("not the times of layers", f"{times!r:.60}", "pass what `gather` gives")
     layers, why = [], {}
     for name, both in times.items():
         for each in (*both.engine, *both.plugin):
-            if not (math.isfinite(each) and each >= 0):
-                raise InputError("a layer's time is not a number of milliseconds", f"{name}: {each}", "measure again")
+            if not (_number(each) and each >= 0):
+                raise InputError("a layer's time is not a number of milliseconds", f"{name}: {each!r}", "measure again")
         faster, why[name] = _judge(both, margin)
         if faster:
             layers.append(name)
     return Choice(tuple(layers), why)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _judge(times: Times, margin: float) -> tuple[bool, str]:

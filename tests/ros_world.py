@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from igate_edge_ros.executor import CameraExecutor
 from igate_edge_ros.node import IgateNode
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -88,7 +88,7 @@ class World:
     """Everything that a test makes, and its end."""
 
     def __init__(self) -> None:
-        self.executor = MultiThreadedExecutor(num_threads=4)
+        self.executor = CameraExecutor()
         self.peer = rclpy.create_node("peer")
         self.nodes: list[Any] = []
         self.executor.add_node(self.peer)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import standin_engine
 import tinynet
+from igate_edge.kernels import manifest
 from standin_engine import HERE, StandIn
 
 from igate_edge import builder_gates
@@ -25,6 +26,8 @@ from igate_edge.runtime import cache
 from igate_edge.runtime.engine import Engine
 from igate_edge.verify import verify
 
+#: No kernels are built there: the plugin is not tried, see test_builder_plugin.py.
+NOWHERE = Path("/no/kernels")
 FRAMES = tinynet.frames(8)
 
 
@@ -38,7 +41,7 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(
     path: Path, folder: Path, plans: StandIn, root: Path = Path("/no/board"), rollback: bool = False, **options: Any
 ) -> BuildReport:
-    backend = TensorRT(plans, root=root, clock=plans.clock, sleep=plans.clock.sleep)
+    backend = TensorRT(plans, root=root, kernels=NOWHERE, clock=plans.clock, sleep=plans.clock.sleep)
     asked = Options("tensorrt", cache_dir=folder, **options)
     _, session, report = open_engine(path, asked, backend=backend, rollback=rollback)
     session.close()
@@ -51,6 +54,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     for name in ("probe", "compile_plan", "open_plan"):
         monkeypatch.setattr(tensorrt, name, getattr(plans, name))
     monkeypatch.setattr(builder_gates, "PACED", 2)
+    monkeypatch.setattr(manifest, "FOLDER", NOWHERE)
     return plans
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from igate_command import igate, refused
-from profiled import Machine, few
+from profiled import Machine, few, installed
 
 from igate_edge import cli_profile, devicetable, profiler, profiler_clock
 from igate_edge.compiler.latency import LatencyTable
@@ -82,3 +83,30 @@ def test_one_core_is_said(machine: Machine, tmp_path: Path, monkeypatch: pytest.
     assert json.loads((tmp_path / "t.json").read_text())["device"]["cores"] == 1
     document = {**result.json, "notes": ["one core only: x"]}
     assert "note: one core only: x" in cli_profile._shown(document)
+
+
+def test_a_boards_table_is_named_by_board_and_says_that_it_is_provisional(
+    few: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = installed(monkeypatch)
+    monkeypatch.setattr(profiler, "profile", functools.partial(profiler.profile, bring=board.bring))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shown = igate("profile", "--backend", "tensorrt")
+    path = devicetable.own_folder() / "stand-in-trt.json"
+    assert shown.code == 0 and f"latency table: {path}" in shown.out, shown.err
+    for words in ("Stand-in, TensorRT 10.3.0, int8", "locked: unverified", "note: provisional: whether the clocks"):
+        assert words in shown.out
+    assert LatencyTable.load(path).foreign() == ""
+    result = igate("profile", "--backend", "tensorrt", "--quick", "--out", tmp_path / "t.json", "--json")
+    assert result.code == 0 and result.json["backend"]["name"] == "tensorrt" and result.json["notes"]
+
+
+def test_tensorrt_is_never_replaced_in_silence(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    path = tmp_path / "new" / "t.json"
+    refused(igate("profile", "--backend", "tensorrt", "--out", path, "--json"), 3, "TensorRT")
+    refused(igate("profile", "--backend", "tensorrt", "--threads", 2, "--out", path, "--json"), 2, "threads", "GPU")
+    refused(igate("profile", "--backend", "openvino", "--out", path, "--json"), 2, "openvino", "tensorrt")
+    assert machine.calls == 0 and not path.parent.exists()

@@ -11,6 +11,7 @@ import pytest
 import standin_engine
 import tinynet
 from igate_command import igate, refused
+from igate_edge.kernels import manifest
 
 from igate_edge import builder_gates, cli_engine
 from igate_edge.engines import tensorrt
@@ -32,6 +33,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> standin_engine.StandIn:
     for name in ("probe", "compile_plan", "open_plan"):
         monkeypatch.setattr(tensorrt, name, getattr(found, name))
     monkeypatch.setattr(builder_gates, "PACED", 2)
+    monkeypatch.setattr(manifest, "FOLDER", Path("/no/kernels"))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("igate_edge", "kernels", "benchmarks", "tests", "examples")
+FOLDERS = ("igate_edge", "kernels", "benchmarks", "tests", "examples", "jetson")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 

@@ -45,7 +45,10 @@ class Step:
 
 
 def steps(model: ir.Model, precision: str = "int8") -> list[Step]:
-    """The operators that run for a static float graph, in the order of its nodes; precision "int8" or "float"."""
+    """The operators that run for a static float graph, in the order of its nodes; precision "int8" or "float".
+
+    TensorRT runs either precision as "float" (by its documented fusions; not run on a device).
+    """
     source = model if _is_typed(model) else groups.typed(model)
     return (_Int8(source) if precision == "int8" else _Float(source)).run()
 

@@ -23,6 +23,7 @@ from ..engines.emulate_graph import ConvStep, Program, program
 from ..errors import InputError
 from . import groups
 from .groups import constant, name_of
+from .half import check_model
 
 DOMAIN = plugin.NAMESPACE
 #: Functions are a part of ONNX since this version of its format.
@@ -36,6 +37,7 @@ def with_functions(model: ir.Model) -> ir.Model:
     constants. Where the layer's result is quantised only behind operators that move values, it is quantised at once, by
     the same scale: the numbers stay, bit for bit. Raises GraphError where the graph contradicts itself.
     """
+    check_model(model)
     named = groups.typed(model)
     taken: set[str] = set()
     for index, node in enumerate(named.graph):
@@ -58,6 +60,7 @@ def inlined(model: ir.Model) -> ir.Model:
     """`model` with every call replaced by its function's body, as a new model without functions."""
     import onnx.inliner
 
+    check_model(model)
     proto = onnx.inliner.inline_local_functions(ir.to_proto(model))
     flat = ir.from_proto(proto)
     if not any(node.domain == DOMAIN for node in flat.graph):
@@ -84,6 +87,11 @@ def drop_functions(model: ir.Model, image: plugin.Image, only: Collection[str] |
     with `image`. Lint and `half` come before. Raises InputError for a name that no call has, or an image that lacks the
     kernel.
     """
+    check_model(model)
+    if not isinstance(image, plugin.Image):
+        raise InputError("not a kernel image", f"{type(image).__name__} given", "pass kernels.plugin.Image.built()")
+    if isinstance(only, str):
+        raise InputError("`only` is a list of layers", f"{only!r:.60} given", "pass ['name']")
     copy, known = ir.from_proto(ir.to_proto(model)), layers(model)
     unknown = sorted(set(only or ()) - known.keys())
     if unknown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import InputError
 from . import groups
 from .groups import constant
 
@@ -24,8 +25,9 @@ def half(model: ir.Model) -> ir.Model:
     """`model` with everything that is not INT8 in FP16, as a new model; inputs, outputs, metadata and opset stay.
 
     Takes the float form or the `trt` form of `compiler.quantize`. A node with a constant beyond FP16's range stays
-    in FP32. Raises GraphError where the graph contradicts itself.
+    in FP32. Raises InputError (no model), GraphError where the graph contradicts itself.
     """
+    check_model(model)
     copy = groups.typed(model)
     kept = _kept(copy)
     work = _Halving(copy)
@@ -36,6 +38,12 @@ def half(model: ir.Model) -> ir.Model:
         work.feed(node, node in kept)
     work.give_outputs()
     return copy
+
+
+def check_model(model: object) -> None:
+    """Raise InputError for whatever is no onnx_ir.Model."""
+    if not isinstance(model, ir.Model):
+        raise InputError("not a model", f"{type(model).__name__} given", "pass an onnx_ir.Model")
 
 
 def _kept(model: ir.Model) -> set[ir.Node]:
@@ -104,6 +112,8 @@ class _Halving:
         self.graph = model.graph
         self.halves: set[ir.Value] = set()
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        named = [*self.graph.inputs, *self.graph.initializers.values()]
+        self.taken = {value.name for value in (*named, *(v for node in self.graph for v in node.outputs))}
 
     def lower(self, node: ir.Node) -> None:
         for value in node.outputs:
@@ -125,9 +135,17 @@ class _Halving:
     def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
         if (value, to) not in self.casts:
             array = constant(value)
-            name = f"{value.name}_{'half' if to == ir.DataType.FLOAT16 else 'float'}"
+            name = self._free(f"{value.name}_{'half' if to == ir.DataType.FLOAT16 else 'float'}")
             self.casts[value, to] = self._convert(value, to, name) if array is None else self._constant(array, name)
         return self.casts[value, to]
+
+    def _free(self, name: str) -> str:
+        """`name`, or the next one that the graph does not have: two values of one name would become one."""
+        number, found = 2, name
+        while found in self.taken:
+            number, found = number + 1, f"{name}{number}"
+        self.taken.add(found)
+        return found
 
     def _constant(self, array: np.ndarray, name: str) -> ir.Value:
         tensor = ir.tensor(array.astype(np.float16), name=name)
@@ -152,7 +170,7 @@ class _Halving:
                 continue
             name = value.name
             cast = self.casts.get((value, ir.DataType.FLOAT))
-            value.name = f"{name}_half"
-            made = cast if cast is not None else self._convert(value, ir.DataType.FLOAT, f"{name}_float")
+            value.name = self._free(f"{name}_half")
+            made = cast if cast is not None else self._convert(value, ir.DataType.FLOAT, self._free(f"{name}_float"))
             made.name = name
             self.graph.outputs[index] = made

@@ -3,14 +3,16 @@
 A table is one JSON object, written by `igate profile`. All times are milliseconds of one call on `threads` threads:
 
   format, version   "igate latency table", 1
-  device            what the machine is (runtime.cache.fingerprint) and how its clocks and power mode stood
-  backend           {"name", "version", "provider"}: the runtime that was timed
-  threads, precision, date, step     1; "int8" or "float"; ISO day; channels of the machine's step (16)
+  device            what the machine is (runtime.cache.fingerprint; of TensorRT devicetable.board) and how its clocks
+                    and power mode stood
+  backend           {"name", "version", ...}: the runtime that was timed, "onnxruntime" or "tensorrt"
+  threads, precision, date, step     1; "int8" or "float" (TensorRT: with FP16 around, FP16 alone); ISO day; channels
+                    of the machine's step (16)
   fit               {"cin", "cout"}: counts that are multiples of these run in the "unsigned" grids, others in "loose"
   conv              "3x3 unsigned" -> {"pixels", "cin", "cout": axes, "ms": [pixels][cin][cout] (null: not measured),
                     "tail": share of the next step that r = 1..step-1 channels above a multiple of it cost}.
                     Kinds: unsigned, loose, signed (input may be negative), output (INT32 result), depthwise (cin 1),
-                    float
+                    float (also TensorRT's in either precision)
   stride            "3x3", "depthwise" -> time at stride 2 / time at stride 1 of as many output pixels
   ops               operator -> {"elements": the larger of read and made, "ms"}
   overhead_ms       what a node costs besides its own time; may be below 0 where timing a node costs more than that
@@ -222,9 +224,14 @@ class LatencyTable:
         factor = self.anchors[lowering]
         layers = [
             LayerTime(step.name, step.op, max((self.step_ms(step) + self.overhead_ms) * factor, LEAST_MS))
-            for step in executed.steps(model, self.precision)
+            for step in executed.steps(model, self.runs_as)
         ]
         return Prediction(sum(layer.ms for layer in layers), self.error, layers)
+
+    @property
+    def runs_as(self) -> str:
+        """What `executed.steps` is asked for: TensorRT runs either precision as a float session runs."""
+        return "float" if self.backend.get("name") == "tensorrt" else self.precision
 
     def step_ms(self, step: executed.Step) -> float:
         """Time of one operator that runs, without overhead and anchor."""
@@ -233,11 +240,17 @@ class LatencyTable:
             return self.op_ms(step.op, step.elements_in, step.elements_out)
         return self.conv_ms(conv.kernel, conv.stride, conv.out_hw, conv.cin, conv.cout, conv.groups, conv.path)
 
-    def foreign(self) -> str:
-        """ "" when the table was measured here, else why it is for prediction only: one sentence."""
+    def foreign(self, root: Path = Path("/")) -> str:
+        """ "" when the table was measured here, else why it is for prediction only: one sentence.
+
+        root: the folder that stands for "/" where a board is read.
+        """
+        from ..devicetable import foreign_board
         from ..engines import onnxruntime as ort
         from ..runtime.cache import fingerprint
 
+        if self.backend.get("name") == "tensorrt":
+            return foreign_board(self, root)
         if self.backend.get("name") != "onnxruntime":
             return f"the table is of the backend {self.backend.get('name')!r}: its milliseconds are predictions only"
         here = fingerprint()

@@ -137,8 +137,10 @@ def open_cuda(kind: str = "auto", ordinal: int = 0) -> Cuda:
 
     Raises InputError (another name), UnavailableError (no adapter, no driver, no device).
     """
-    if kind != "auto" and kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in ("auto", *_KINDS):
         raise InputError(f"unknown CUDA adapter {kind!r:.40}", f"known: {', '.join(_KINDS)}", "use auto")
+    if not isinstance(ordinal, int) or isinstance(ordinal, bool) or not 0 <= ordinal < 256:
+        raise InputError("not a device's number", f"{ordinal!r:.40} given", "use 0 for the first device")
     missing: list[UnavailableError] = []
     for name in _KINDS if kind == "auto" else (kind,):
         try:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _REFORMAT = re.compile(r"^Reformatting CopyNode")
 _INT8_KERNEL = re.compile(r"i8i8|int8|imma", re.IGNORECASE)
-_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+#: A node of a local function is followed by the call: "[ONNX Layer: CALL/NODE | CALL (FUNCTION)]".
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]+?)(?: \| [^\]]*)?\]")
+#: (domain, operator) of a layer of ours, which reads and makes INT8.
+PLUGIN = ("igate", "Kernel")
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,20 @@ def _dtype(text: str) -> str:
 
 
 def expected(model: ir.Model) -> tuple[list[str], set[str]]:
-    """Of a Q/DQ graph: the nodes that must run in INT8, and all others, each of which may be a copy in the engine."""
+    """Of a Q/DQ graph: the nodes that must run in INT8, and all others, each of which may be a copy in the engine.
+
+    Bodies of local functions count, not their calls; so do nodes of the plugin, as INT8.
+    """
     int8, others = [], set()
-    for node in model.graph:
+    for node in (node for part in (model.graph, *model.functions.values()) for node in part):
+        if node.op_identifier() in model.functions:
+            continue
         name = node.name or str(node.outputs[0].name)
         makers = [value.producer() if value is not None else None for value in node.inputs[:2]]
         quantised = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
-        if node.op_type in WEIGHTED:
+        if (node.domain, node.op_type) == PLUGIN:
+            int8.append(name)
+        elif node.op_type in WEIGHTED:
             int8 += [name] if quantised else []
         else:
             others.add(name)

@@ -61,20 +61,42 @@ class PlanOptions:
     plugins: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        least, usual, most = self.batch or (1, 1, 1)
+        batch = (1, 1, 1) if self.batch is None else self.batch
         rules = {
             f"precision is int8 or half, not {self.precision!r:.40}": self.precision in ("int8", "half"),
-            f"workspace_mb is a positive number, not {self.workspace_mb!r:.40}": (self.workspace_mb or 1) > 0
-            and self.workspace_mb != 0,
-            f"batch is 1 <= least <= usual <= most, not {self.batch!r:.60}": 1 <= least <= usual <= most,
-            f"aux_streams are numbers from 0, not {self.aux_streams!r:.60}": bool(self.aux_streams)
-            and min(self.aux_streams) >= 0,
-            f"levels are from 0 to 5, not {self.levels!r:.60}": bool(self.levels) and set(self.levels) <= set(LEVELS),
-            f"seconds is a positive number, not {self.seconds!r:.40}": self.seconds > 0,
+            f"workspace_mb is a positive number, not {self.workspace_mb!r:.40}": self.workspace_mb is None
+            or _wholes((self.workspace_mb,), 1),
+            f"batch is 1 <= least <= usual <= most, not {self.batch!r:.60}": _wholes(batch, 1)
+            and len(batch) == 3
+            and list(batch) == sorted(batch),
+            f"aux_streams are numbers from 0, not {self.aux_streams!r:.60}": _wholes(self.aux_streams, 0),
+            f"levels are from 0 to 5, not {self.levels!r:.60}": _wholes(self.levels, 0)
+            and set(self.levels) <= set(LEVELS),
+            f"seconds is a positive number, not {self.seconds!r:.40}": isinstance(self.seconds, (int, float))
+            and self.seconds > 0,
+            f"timing_cache is bytes, not {type(self.timing_cache).__name__}": isinstance(self.timing_cache, bytes),
+            f"plugins is a tuple of paths, not {self.plugins!r:.60}": isinstance(self.plugins, (tuple, list)),
         }
         for rule, held in rules.items():
             if not held:
                 raise InputError("TensorRT cannot build that", rule, "see engines.tensorrt.PlanOptions")
+        for path in self.plugins:
+            as_path(path)
+
+
+def _wholes(numbers: object, least: int) -> bool:
+    """True for a tuple or list of whole numbers from `least` on, one at least."""
+    return (
+        isinstance(numbers, (tuple, list))
+        and bool(numbers)
+        and all(isinstance(one, int) and not isinstance(one, bool) and one >= least for one in numbers)
+    )
+
+
+def _check_bytes(data: object, what: str, fix: str) -> None:
+    if not isinstance(data, bytes) or not data:
+        found = "no bytes at all" if isinstance(data, bytes) else type(data).__name__
+        raise InputError(f"this is no {what}", f"{found} given", fix)
 
 
 @dataclass(frozen=True)
@@ -135,13 +157,14 @@ def compile_plan(
     """Build an ONNX file's bytes (the `trt` dialect, or FP16) and keep the fastest of the candidates.
 
     progress: also asked from the builder's threads; see tensorrt_progress.Eta. cuda: an open adapter (None: open one
-    for the build). Raises GraphError (TensorRT does not take the graph), CheckFailed (no candidate could be built;
+    for the build). Raises InputError (no bytes), GraphError (TensorRT does not take the graph), CheckFailed (no candidate could be built;
     says so where memory was the cause), BuildCancelled, UnavailableError.
     """
     from . import tensorrt_build as building
 
     api.version()
-    options = options or PlanOptions()
+    options = PlanOptions() if options is None else options
+    _check_bytes(model, "ONNX model", "pass the bytes of a model.onnx")
     owned = cuda is None
     cuda = open_cuda() if cuda is None else cuda
     try:
@@ -168,15 +191,19 @@ def open_plan(
     missing, or its outputs are not written). Opening holds the interpreter for as long as TensorRT takes: do it before
     other threads have deadlines.
     """
-    if memory not in MEMORY:
+    if memory not in MEMORY:  # a tuple: nothing has to be hashable
         raise InputError(f"unknown memory policy {memory!r:.40}", f"known: {', '.join(MEMORY)}", "use auto")
     api.version()
+    _check_bytes(plan, "plan", "pass what compile_plan built")
+    if not isinstance(plugins, (tuple, list)):
+        raise InputError("plugins is a list of paths", f"{type(plugins).__name__} given", "pass [] for none")
+    libraries = [as_path(path) for path in plugins]
     owned = cuda is None
     cuda = open_cuda() if cuda is None else cuda
     try:
         with cuda.current(), _START:
-            for path in plugins:
-                api.load_plugin(as_path(path))
+            for library in libraries:
+                api.load_plugin(library)
             loaded, log = load(plan)
         return Session(cuda, loaded, log, (memory, graph, owned), clock)
     except BaseException:

@@ -7,6 +7,8 @@ as long as what they make of it: logger, runtime, engine, context, in this order
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,9 @@ _NUMPY: dict[str, str] = {
 }
 #: What the bindings raise for a timing cache, by version; AttributeError where there is none (TensorRT-RTX).
 _NO_CACHE = (RuntimeError, TypeError, ValueError, AttributeError)
+#: Plugin libraries that this process loaded, with what each added: TensorRT refuses to register a plugin twice.
+_LOADED: dict[str, list[str]] = {}
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -86,22 +91,31 @@ def logger(listener: Listener) -> trt.ILogger:
 
 
 def load_plugin(path: Path) -> list[str]:
-    """Load a plugin library; the creators that it adds, as "name version". Raises UnavailableError."""
+    """Load a plugin library, once in this process; the creators that it adds, as "name version".
+
+    A library that is changed while it is loaded takes effect in the next process. Raises UnavailableError.
+    """
     import tensorrt as trt
 
     registry: trt.IPluginRegistry = trt.get_plugin_registry()
-    before = set(creators())
-    try:
-        handle = registry.load_library(str(path))
-    except Exception as error:  # pybind11 raises RuntimeError or ValueError, by version
-        raise _no_plugin(path, str(error)) from error
-    if handle is None:
-        raise _no_plugin(path, "TensorRT does not load it")
-    return sorted(set(creators()) - before)
+    place = os.path.realpath(path)
+    with _LOADING:
+        before = set(creators())
+        added = _LOADED.get(place, [])
+        if added and before.issuperset(added):
+            return added
+        try:
+            handle = registry.load_library(str(path))
+        except Exception as error:  # pybind11 raises RuntimeError or ValueError, by version
+            raise _no_plugin(path, str(error)) from error
+        if handle is None:
+            raise _no_plugin(path, "TensorRT does not load it, or another library has registered its plugins")
+        _LOADED[place] = sorted(set(creators()) - before)
+        return _LOADED[place]
 
 
 def _no_plugin(path: Path, why: str) -> UnavailableError:
-    fix = "build it on this device: see kernels/plugin"
+    fix = "build it on this device: python -m igate_edge.kernels.build_plugin"
     return UnavailableError("a plugin library cannot be loaded", f"{path.name}: {' '.join(why.split())[:200]}", fix)
 
 
@@ -111,7 +125,8 @@ def creators() -> list[str]:
 
     registry: trt.IPluginRegistry = trt.get_plugin_registry()
     found = cast(list[Any], registry.all_creators)
-    return sorted(f"{one.name} {one.plugin_version}" for one in found)
+    # Kinds of creators that the bindings do not know have neither.
+    return sorted(f"{getattr(one, 'name', '?')} {getattr(one, 'plugin_version', '?')}" for one in found)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ def dynamic_batch(model: bytes) -> bytes:
 
     try:
         proto = onnx.load_from_string(model)
+        if not proto.graph.node:
+            raise ValueError("a graph without nodes")
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except Exception as error:  # protobuf and onnx have classes of their own
         evidence = " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckFailed, GraphError, IgateError
+from ..files import as_path
 from . import tensorrt_api as api
 from .cuda_memory import Cuda, available_memory
 from .tensorrt import BuildCancelled, Plan, PlanOptions, Progress, load
@@ -71,7 +72,7 @@ def compile_(model: bytes, options: PlanOptions, watch: Watch, cuda: Cuda) -> Pl
     best.log += [note] if note else []
     with cuda.current(), _peak(cuda) as peak:
         for path in options.plugins:
-            api.load_plugin(path)
+            api.load_plugin(as_path(path))
         workspace = options.workspace_mb or workspace_for(available_memory(cuda))
         longest = 0.0
         for index, (streams, level) in enumerate(candidates):

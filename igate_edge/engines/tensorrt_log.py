@@ -13,7 +13,9 @@ _MEMORY = re.compile(
     r"|requested amount of gpu memory|memory ?allocation|cannot allocate",
     re.IGNORECASE,
 )
-_NAMED_PLUGIN = re.compile(r"could not find plugin:?\s*([\w:./-]+)(?:[\s,]+version:?\s*([\w.]+))?", re.IGNORECASE)
+_NAMED_PLUGIN = re.compile(
+    r"(?:could not|cannot) find plugin:?\s*([\w:./-]+)(?:[\s,]+version:?\s*([\w.]+))?", re.IGNORECASE
+)
 _PLUGIN = re.compile(r"creator.{0,40}not (?:found|registered)|plugin.{0,40}not (?:found|registered)", re.IGNORECASE)
 _FOREIGN = re.compile(r"version tag|not compatible with this version|incompatible device|magic tag", re.IGNORECASE)
 

@@ -7,6 +7,7 @@ speaks first: what TensorRT is known to refuse or to misread never reaches the b
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from typing import Any
 
 from ..compiler import lint
 from ..errors import CheckFailed, GraphError, InputError, UnavailableError
+from ..files import os_errors
 
 PACKAGE = "tensorrt-rtx-cu13"
 #: The nearest to an Orin's 8.7 that TensorRT-RTX knows: Ampere, with the same INT8 instruction.
@@ -74,7 +76,10 @@ def probe() -> dict[str, Any]:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         fix = f"pip install 'igate-edge[rtx]' (Linux on x86; the package is {PACKAGE})"
         raise UnavailableError("TensorRT-RTX is missing", "no module tensorrt_rtx", fix)
-    return {"version": importlib.metadata.version(PACKAGE), "use": "acceptance check only"}
+    for name in (PACKAGE, "tensorrt-rtx-cu12", "tensorrt-rtx"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return {"version": importlib.metadata.version(name), "use": "acceptance check only"}
+    return {"version": "of unknown version", "use": "acceptance check only"}
 
 
 def check(model: bytes, compute: str = COMPUTE, seconds: float = SECONDS) -> Acceptance:
@@ -86,11 +91,13 @@ def check(model: bytes, compute: str = COMPUTE, seconds: float = SECONDS) -> Acc
     """
     if compute not in COMPUTES:
         raise InputError(f"unknown compute capability {compute!r:.20}", f"known: {', '.join(COMPUTES)}", "use 8.6")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e6:
+        raise InputError("not a time limit", f"{seconds!r:.40} given", "pass seconds, above 0")
     found = lint.refusals(_parsed(model))
     if found:
         return Acceptance(False, "lint", tuple(Refusal(one.code, one.node, one.message) for one in found))
     by = f"TensorRT-RTX {probe()['version']}"
-    with tempfile.TemporaryDirectory() as folder:
+    with os_errors(Path(tempfile.gettempdir()), "write to"), tempfile.TemporaryDirectory() as folder:
         file, answer = Path(folder) / "model.onnx", Path(folder) / "answer.json"
         file.write_bytes(model)
         command = [sys.executable, "-m", f"{__package__}.tensorrt_rtx_worker", str(file), compute, str(answer)]
@@ -109,7 +116,10 @@ def _parsed(model: bytes) -> Any:
     from onnx import ModelProto
 
     try:
-        return ir.from_proto(ModelProto.FromString(model))
+        proto = ModelProto.FromString(model)
+        if not proto.graph.node:
+            raise ValueError("a graph without nodes")
+        return ir.from_proto(proto)
     except Exception as error:  # protobuf and onnx_ir have classes of their own
         evidence = " ".join(str(error).split())[:200] or type(error).__name__
         raise GraphError("not an ONNX model", evidence, "pass the bytes of a model.onnx") from error

@@ -216,8 +216,8 @@ class Session(Closing):
 
         With it layers run one after the other: the sum is more than a call takes.
         """
-        if runs < 1:
-            raise InputError("runs must be at least 1", f"{runs} given", "use 50")
+        if not isinstance(runs, int) or isinstance(runs, bool) or runs < 1:
+            raise InputError("runs must be a whole number from 1", f"{runs!r:.40} given", "use 50")
         spent: dict[str, float] = {}
 
         def record(name: str, ms: float) -> None:

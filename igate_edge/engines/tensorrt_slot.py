@@ -57,7 +57,8 @@ class Slot:
     def __init__(self, cuda: Cuda, loaded: api.Loaded, log: Log, tensors: list[api.Tensor], mapped: bool) -> None:
         self.lock = threading.Lock()
         self.ticket: Ticket | None = None
-        self._cuda, self._log, self._graph, self._graph_rows = cuda, log, None, 0
+        self._cuda, self._log, self._graph = cuda, log, None
+        self._graph_rows = self._settled = 0  # images a graph is wanted for; images of the last plain call
         running = api.context(loaded)
         if running is None:
             fix = "close what else uses the GPU, or build with a smaller workspace"
@@ -87,16 +88,25 @@ class Slot:
         count = image.shape[0]
         np.copyto(self.inputs[0].array[:count], image)
         if count != self._rows:
+            # The replay of a graph whose context was changed is undefined: it goes first.
+            self._free_graph()
+            self._settled = 0
             shape = (count, *self.inputs[0].shape[1:])
             self._check(api.set_shape(self.running, self.inputs[0].tensor.name, shape), f"take a batch of {count}")
             self._rows = count
 
     def launch(self, plain: bool = False) -> None:
-        """Start what was written; returns as soon as it is queued."""
-        if self._graph is not None and not plain and self._graph_rows == self._rows:
+        """Start what was written; returns as soon as it is queued.
+
+        A graph that was lost to a call of another batch is captured again at the second call of its own.
+        """
+        if self._graph is None and not plain and self._graph_rows == self._rows == self._settled:
+            self.capture()
+        if self._graph is not None and not plain:
             self._cuda.launch(self._graph, self._stream)
         else:
             self._queue()
+            self._settled = self._rows
         self._cuda.record(self._done, self._stream)
 
     def _queue(self) -> None:
@@ -120,6 +130,7 @@ class Slot:
 
     def capture(self) -> str:
         """Note a call of the batch written last down as a CUDA graph; "" or the reason why there is none."""
+        self._graph_rows = 0
         try:
             self._cuda.begin_capture(self._stream)
         except IgateError as error:
@@ -140,6 +151,11 @@ class Slot:
         return ""
 
     def drop_graph(self) -> None:
+        """Launch without a graph from here on."""
+        self._graph_rows = 0
+        self._free_graph()
+
+    def _free_graph(self) -> None:
         if self._graph is not None:
             graph, self._graph = self._graph, None
             self._cuda.free_graph(graph)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..compiler import groups
+from ..compiler.half import check_model
 from ..engines.emulate import plan_of
 from ..engines.emulate_graph import ConvStep, HostStep, program
 from .tables import Grid
@@ -39,11 +40,12 @@ class OrinTime:
 def predict(model: ir.Model) -> tuple[OrinTime, ...]:
     """One prediction a module, of an INT8 graph in the `trt` dialect (before `compiler.half`).
 
-    Raises GraphError for a graph that the INT8 kernels cannot be packed for.
+    Raises InputError (no model), GraphError for a graph that the INT8 kernels cannot be packed for.
     """
     from igate_edge.kernels.orin import MACHINES
     from igate_edge.kernels.orin import predict as layer_time
 
+    check_model(model)
     steps = program(model).steps
     plans = [plan_of(step.layer) for step in steps if isinstance(step, ConvStep)]
     moved = [_bytes(s.node) for s in steps if isinstance(s, HostStep) and s.node.op_type not in _FREE]

@@ -11,7 +11,10 @@ from typing import Any
 
 #: Bytes that one chunk may unpack to: a damaged length must not decide how much memory is taken.
 MAX_CHUNK = 1 << 28
+#: Bytes of the longest record that is read: a file with holes may be of any size and take no disk.
+MAX_RECORD = 1 << 29
 _CHUNK_OPCODE, _CHUNK_HEAD = 0x06, struct.Struct("<QQQII")
+_TOO_LONG = f"a record there is longer than the file, or than {MAX_RECORD >> 20} MiB"
 _RECORD_HEAD = struct.Struct("<BQ")
 
 
@@ -27,7 +30,7 @@ def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, by
     size, good, ended = path.stat().st_size, 0, False
     tables: dict[str, dict[int, Any]] = {"schemas": {}, "channels": {}}
     with path.open("rb") as file:
-        records = StreamReader(file, emit_chunks=True, record_size_limit=size).records
+        records = StreamReader(file, emit_chunks=True, record_size_limit=min(size, MAX_RECORD)).records
         while True:
             try:
                 record = next(records)
@@ -56,7 +59,7 @@ def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, by
 
 
 def _reason(error: Exception) -> str:
-    known = {"EndOfFile": "the file ends there", "RecordLengthLimitExceeded": "a record there is longer than the file"}
+    known = {"EndOfFile": "the file ends there", "RecordLengthLimitExceeded": _TOO_LONG}
     return known.get(type(error).__name__, f"{type(error).__name__}: {error}"[:120])
 
 
@@ -122,7 +125,9 @@ def _records(data: bytes) -> Iterator[Any]:
     from mcap.exceptions import EndOfFile
     from mcap.stream_reader import StreamReader
 
-    records = StreamReader(io.BytesIO(data), skip_magic=True, record_size_limit=max(len(data), 1)).records
+    # emit_chunks: a chunk inside a chunk is against the format, and would be unpacked to whatever size it claims.
+    reader = StreamReader(io.BytesIO(data), skip_magic=True, emit_chunks=True, record_size_limit=max(len(data), 1))
+    records = reader.records
     while True:
         try:
             yield next(records)

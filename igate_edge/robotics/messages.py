@@ -213,7 +213,7 @@ def image_message(array: np.ndarray, encoding: str, stamp_ns: int = 0, frame_id:
     >>> image_message(np.zeros((2, 3), np.float32), "32FC1").step
     12
     """
-    array = np.ascontiguousarray(array)
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     height, width = array.shape[:2]
     if _planar(encoding):
         height = height * 2 // 3
@@ -224,6 +224,8 @@ def image_message(array: np.ndarray, encoding: str, stamp_ns: int = 0, frame_id:
 
 def pixel_type(encoding: str) -> tuple[np.dtype, int] | None:
     """Type and number of the values of a pixel, None for an encoding that is not known here."""
+    if not isinstance(encoding, str):
+        return None
     if encoding in ENCODINGS:
         kind, channels = ENCODINGS[encoding]
         return kind, max(channels, 1)
@@ -246,6 +248,8 @@ def to_array(message: ImageMessage) -> np.ndarray:
     [[1, 2], [3, 4]]
     """
     height, width, step = message.height, message.width, message.step
+    if not all(isinstance(value, int | np.integer) for value in (height, width, step)):
+        raise _bad(message, f"{width!r:.20}x{height!r:.20}, step {step!r:.20}", "give whole numbers")
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise _bad(message, f"{width}x{height} pixels", f"send 1 to {MAX_PIXELS:,} pixels")
     found = pixel_type(message.encoding)
@@ -253,7 +257,10 @@ def to_array(message: ImageMessage) -> np.ndarray:
         raise _bad(message, f"unknown encoding {message.encoding!r:.40}", "convert it to rgb8 or bgr8")
     kind, channels = found
     rows = height + height // 2 if _planar(message.encoding) else height
-    used, data = width * channels * kind.itemsize, np.frombuffer(message.data, np.uint8)
+    try:
+        used, data = width * channels * kind.itemsize, np.frombuffer(message.data, np.uint8)
+    except (TypeError, ValueError, BufferError) as error:
+        raise _bad(message, f"data: {error}", "pass bytes or a flat uint8 array") from error
     if step < used:
         raise _bad(message, f"step {step}, a row has {used} bytes", "set step to the bytes from row to row")
     if len(data) < rows * step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -64,19 +65,20 @@ def answer_bag(
     Label names come once a camera, latched; the last message on /diagnostics says what was lost. A frame that cannot
     be used is counted by its reason and left out. Raises DataError when not one frame could be answered.
     """
+    if limit is not None and limit < 1:
+        raise InputError("not a number of frames", f"limit {limit!r:.40}", "give a whole number from 1, or None")
     run = BagRun(topics=result_prefixes(source.topics))
     wrong_camera: Counter[str] = Counter()
     log_ns = 0
-    for log_ns, frame in islice(source.timed(), limit):
+    for log_ns, frame in islice(source.timed(), limit if limit is None else min(limit, sys.maxsize)):
         prefix, header = run.topics[frame.source], (frame.stamp_ns, frame.frame_id)
         start = time.perf_counter()
         try:
             image = to_rgb(frame)
-        except InputError as error:
+            outputs = engine(image)
+        except InputError as error:  # of an encoding, or a shape, that nobody can answer
             run.refused[f"{frame.source}: {error.cause}"] += 1
             continue
-        try:
-            outputs = engine(image)
         except CheckFailed as error:
             run.failed[f"{frame.source}: {error.cause}"] += 1
             continue

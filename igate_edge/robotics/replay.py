@@ -89,7 +89,7 @@ def read_recording(path: str | os.PathLike[str], losses: list[str]) -> tuple[dic
             about = json.loads(message.text if isinstance(message, TextMessage) else "")
             outputs = {topic: (str(source), str(name)) for topic, (source, name) in about["outputs"].items()}
             inputs = {str(topic): str(source) for topic, source in about["inputs"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError("the recording's facts are damaged", f"{path}: {error}", "take another one") from error
         return about, _recorded(storage, inputs, outputs, losses)
     raise DataError("the recording's facts are missing", str(path), "take another one")
@@ -152,6 +152,9 @@ def replay(engine: Engine, bundle: Bundle, path: str | os.PathLike[str]) -> Repl
             if spec.name in outputs and spec.name in recorded.outputs:
                 pair = outputs[spec.name], recorded.outputs[spec.name]
                 _compare(tables[spec.name], spec, *pair, recorded.frame.stamp_ns)
+    if not found.frames:
+        evidence = "; ".join(losses) or f"{path}: its first message is there, and no image behind it"
+        raise DataError("the recording holds no frame", evidence, "take another one: nothing was compared")
     found.losses = losses
     found.tasks = [row for row in tables.values() if row.frames]
     if seen and not found.tasks:

@@ -15,6 +15,12 @@ from .typestore import require_bag
 
 _MAGIC = {".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
 METADATA = "metadata.yaml"
+#: Bytes of a metadata.yaml that are believed: a bag of 10,000 files has fewer.
+MAX_METADATA = 1 << 24
+#: Bytes that one value of an sqlite bag may have, however it is made.
+MAX_VALUE = 1 << 29
+#: A column that is computed is no recording, and may be of any size.
+_COMPUTED = re.compile(r"\bAS\s*\(", re.IGNORECASE)
 
 
 class Record(NamedTuple):
@@ -63,8 +69,9 @@ class Storage:
         about = _metadata(path / METADATA)
         if about.get("compression_mode"):
             return [_Packed(path)]
-        names = [Path(str(name)).name for name in about.get("relative_file_paths") or ()]
-        files = [path / name for name in names if (path / name).is_file()]
+        listed = about.get("relative_file_paths")
+        names = [Path(name).name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        files = [path / name for name in names if _is_file(path / name)]
         if not files:
             files = sorted((file for file in path.iterdir() if file.suffix in _MAGIC and file.is_file()), key=_natural)
             self.notes.append(f"{METADATA} is missing or unreadable: read {len(files)} file(s) of {path.name} by name")
@@ -76,6 +83,14 @@ class Storage:
         return [_part(file) for file in files]
 
 
+def _is_file(path: Path) -> bool:
+    """Also False for a name that no file can have: too long, or with a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _natural(path: Path) -> list[Any]:
     """Sort key under which bag_10 follows bag_9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
@@ -84,9 +99,10 @@ def _natural(path: Path) -> list[Any]:
 def _metadata(path: Path) -> dict[str, Any]:
     """What a recorder wrote when it ended; {} when it did not come to that."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
-    with contextlib.suppress(OSError, UnicodeDecodeError, YAMLError):
+    with contextlib.suppress(Exception):  # a hostile text ends in anything from ValueError to RecursionError
+        if not path.is_file() or path.stat().st_size > MAX_METADATA:
+            return {}
         found = YAML(typ="safe").load(path.read_text("utf8"))
         about = found.get("rosbag2_bagfile_information") if isinstance(found, dict) else None
         return about if isinstance(about, dict) else {}
@@ -121,8 +137,10 @@ class _Mcap(_Part):
     def topics(self, losses: list[str]) -> dict[str, str]:
         from mcap.reader import make_reader
 
+        from .mcap_records import MAX_RECORD
+
         with contextlib.suppress(Exception), self.path.open("rb") as file:
-            summary = make_reader(file).get_summary()
+            summary = make_reader(file, record_size_limit=MAX_RECORD).get_summary()
             if summary is not None and summary.channels:
                 return {channel.topic: summary.schemas[channel.schema_id].name for channel in summary.channels.values()}
         return super().topics(losses)  # no index, or none that can be read
@@ -139,7 +157,8 @@ class _Sqlite(_Part):
     def topics(self, losses: list[str]) -> dict[str, str]:
         try:
             with self._open() as base:
-                return dict(base.execute("SELECT name, type FROM topics"))
+                found = base.execute("SELECT name, type FROM topics")
+                return {name: kind for name, kind in found if isinstance(name, str) and isinstance(kind, str)}
         except sqlite3.DatabaseError as error:
             evidence = f"{self.path}: {error}"
             raise DataError(
@@ -150,23 +169,41 @@ class _Sqlite(_Part):
     def _open(self) -> Iterator[sqlite3.Connection]:
         base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
         try:
+            if hasattr(base, "setlimit"):  # from Python 3.11 on
+                base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
             base.execute("PRAGMA writable_schema=ON")  # else a file that was cut is refused as a whole
+            made = dict(base.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0"))
+            for table in ("topics", "messages"):
+                # A view may have rows without end, made up as they are read.
+                if not isinstance(made.get(table), str) or _COMPUTED.search(made[table]):
+                    raise sqlite3.DatabaseError(f"{table} is no table of recorded values")
             yield base
         finally:
             base.close()
 
     def read(self, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]:
-        count = 0
+        count = wrong = 0
         try:
             with self._open() as base:
-                names = {key: (name, kind) for key, name, kind in base.execute("SELECT id, name, type FROM topics")}
+                topic_rows = base.execute("SELECT id, name, type FROM topics")
+                names = {
+                    key: (name, kind)
+                    for key, name, kind in topic_rows
+                    if isinstance(name, str) and isinstance(kind, str)
+                }
                 # By row, not by time: the index of times may be what was lost, and rows lie as they were recorded.
                 for key, log_ns, data in base.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY id"):
                     count += 1
-                    if key in names and (topics is None or names[key][0] in topics):
-                        yield Record(*names[key], log_ns, data)
+                    if key not in names or (topics is not None and names[key][0] not in topics):
+                        continue
+                    if not isinstance(data, bytes) or not isinstance(log_ns, int) or log_ns < 0:
+                        wrong += 1
+                        continue
+                    yield Record(*names[key], log_ns, data)
         except sqlite3.DatabaseError as error:
             losses.append(f"{self.path.name}: damaged after {count} messages ({error}); what follows is lost")
+        if wrong:
+            losses.append(f"{self.path.name}: {wrong} row(s) without bytes or time of recording are left out")
 
 
 class _Packed(_Part):

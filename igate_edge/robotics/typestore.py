@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, InputError, UnavailableError
+from ..errors import DataError, IgateError, InputError, UnavailableError
 from ..runtime.frame import Camera
 from . import messages as neutral
 
@@ -56,8 +56,17 @@ def typestore() -> Any:
 
 
 def serialise(message: neutral.Message) -> bytes:
-    """The message in CDR, as it stands in a bag."""
-    return bytes(typestore().serialize_cdr(_to_ros(message), TYPES[type(message)]))
+    """The message in CDR, as it stands in a bag; raises InputError for what ROS cannot hold."""
+    kind = TYPES.get(type(message))
+    if kind is None:
+        raise InputError("no message that a bag can hold", f"got {message!r:.60}", "pass one of robotics.messages")
+    try:
+        return bytes(typestore().serialize_cdr(_to_ros(message), kind))
+    except IgateError:
+        raise
+    except Exception as error:  # a number too large for its field, text that is no Unicode, no buffer for data
+        evidence = f"{type(error).__name__}: {error}"[:200]
+        raise InputError(f"a {kind} that ROS cannot hold", evidence, "look at the fields of the message") from error
 
 
 def deserialise(data: bytes, kind: str) -> neutral.Message:
@@ -65,7 +74,7 @@ def deserialise(data: bytes, kind: str) -> neutral.Message:
     try:
         return _from_ros(typestore().deserialize_cdr(data, kind), kind)
     except Exception as error:  # whatever a decoder meets in damaged bytes
-        evidence = f"{len(data)} bytes: {type(error).__name__} {error}"
+        evidence = f"{len(data) if isinstance(data, bytes) else 'no'} bytes: {type(error).__name__} {error}"
         raise DataError(f"cannot decode a message of type {kind}", evidence, "record the topic again") from error
 
 
@@ -123,6 +132,8 @@ def _from_ros(found: Any, kind: str) -> neutral.Message:
     if kind == TYPES[neutral.TextMessage]:
         return neutral.TextMessage(found.data)
     stamp = found.header.stamp
+    if stamp.nanosec >= 10**9:
+        raise ValueError(f"a stamp of {stamp.nanosec} nanoseconds beside its seconds")
     header = stamp.sec * 10**9 + stamp.nanosec, found.header.frame_id
     if kind == IMAGE:
         size = found.height, found.width, found.encoding, found.step

@@ -218,3 +218,21 @@ def test_tensorrt_rtx_accepts_the_calls(name: str, precision: str) -> None:
     assert said.accepted, str(said)
     again = tensorrt_rtx.check(_bytes(functions.inlined(half(made) if precision == "half" else made)))
     assert again.layers == said.layers, "the parser inlines the calls to the same network"
+
+
+@pytest.mark.parametrize("wrong", [None, b"model", 5])
+def test_what_is_no_model_is_refused(wrong: object) -> None:
+    for call in (functions.with_functions, functions.inlined, functions.layers):
+        with pytest.raises(InputError, match="not a model"):
+            call(wrong)  # type: ignore[arg-type]
+    image = plugin.Image(b"", {})
+    with pytest.raises(InputError, match="not a model"):
+        functions.drop_functions(wrong, image)  # type: ignore[arg-type]
+
+
+def test_what_is_no_image_or_no_list_is_refused() -> None:
+    model = ir.from_proto(onnx.ModelProto())
+    with pytest.raises(InputError, match="not a kernel image"):
+        functions.drop_functions(model, b"cubin")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a list of layers"):
+        functions.drop_functions(model, plugin.Image(b"", {}), "conv1")

@@ -92,3 +92,29 @@ def test_a_task_that_another_layer_reads_keeps_its_name_and_type() -> None:
         ("outer", ir.DataType.FLOAT),
     ]
     assert set(int8_nets.run(made, net.frames(1)[0])) == {"inner", "outer"}
+
+
+def test_a_name_that_is_taken_is_not_taken_again() -> None:
+    """A constant called like another's FP16 twin stays what it is."""
+    net = int8_nets.Net(size=8)
+    rng = np.random.default_rng(1)
+    first = net.conv("image", 4, k=1, weight=rng.normal(size=(4, 3, 1, 1)), name="a")
+    model = net.model(net.act(net.conv(first, 2, k=1, act=None, name="b"), "Sigmoid", name="end"))
+    frame = net.frames(1)[0]
+    plain = int8_nets.run(half(model), frame)
+    weights = {node.name: node.inputs[1] for node in model.graph if node.op_type == "Conv"}
+    a, b = list(weights.values())
+    model.graph.initializers.pop(b.name)
+    b.name = f"{a.name}_half"
+    model.graph.initializers[b.name] = b
+    made = half(model)
+    names = [value.name for node in made.graph for value in node.outputs] + list(made.graph.initializers)
+    assert len(names) == len(set(names))
+    for name, array in int8_nets.run(made, frame).items():
+        assert np.array_equal(array, plain[name])
+
+
+@pytest.mark.parametrize("wrong", [None, b"model", 5, "model.onnx"])
+def test_what_is_no_model_is_refused(wrong: object) -> None:
+    with pytest.raises(InputError, match="not a model"):
+        half(wrong)  # type: ignore[arg-type]

@@ -272,6 +272,31 @@ def test_plugins_are_loaded_before_the_build(cuda: FakeCuda, trt: Behaviour) -> 
         built(cuda, PlanOptions(plugins=(Path("/opt/libother.so"),)))
 
 
+def test_a_plugin_is_loaded_once_for_all_builds_and_sessions(cuda: FakeCuda, trt: Behaviour) -> None:
+    """TensorRT refuses to register a plugin twice; an INT8 build, its FP16 twin and the session are one process."""
+    trt.plugins, trt.needs = {"libigate.so": ["igate::Kernel"]}, "igate::Kernel"
+    options = PlanOptions(plugins=(Path("/opt/libigate.so"),))
+    for plan in (built(cuda, options), built(cuda, options)):
+        open_plan(plan.plan, options.plugins, cuda=cuda, clock=cuda.clock).close()
+    assert told(trt, "load_library") == ["/opt/libigate.so"]
+
+
+def test_another_library_with_the_same_plugin_is_refused(cuda: FakeCuda, trt: Behaviour) -> None:
+    trt.plugins = {"libold.so": ["igate::Kernel"], "libnew.so": ["igate::Kernel"]}
+    built(cuda, PlanOptions(plugins=(Path("/opt/libold.so"),)))
+    with pytest.raises(UnavailableError, match="libnew.so: .*another library has registered its plugins"):
+        built(cuda, PlanOptions(plugins=(Path("/opt/libnew.so"),)))
+
+
+@pytest.mark.parametrize("wrong", [None, b"", "model.onnx", Path("model.onnx"), 7, bytearray(b"x")])
+def test_what_is_no_bytes_is_refused_before_anything_starts(cuda: FakeCuda, trt: Behaviour, wrong: Any) -> None:
+    with pytest.raises(InputError, match="this is no ONNX model"):
+        compile_plan(wrong, cuda=cuda)
+    with pytest.raises(InputError, match="this is no plan"):
+        open_plan(wrong, cuda=cuda)
+    assert not cuda.calls and not trt.seen
+
+
 def test_a_batch_profile(cuda: FakeCuda, trt: Behaviour) -> None:
     plan = built(cuda, PlanOptions(batch=(1, 2, 4)))
     assert json.loads(plan.plan)["rows"] == [1, 2, 4]
@@ -292,6 +317,23 @@ def test_a_batch_profile(cuda: FakeCuda, trt: Behaviour) -> None:
         ({"aux_streams": (-1,)}, "aux_streams"),
         ({"levels": (6,)}, "levels"),
         ({"seconds": 0.0}, "seconds"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": "60"}, "seconds is a positive number, not '60'"),
+        ({"precision": None}, "int8 or half, not None"),
+        ({"precision": []}, "int8 or half"),
+        ({"workspace_mb": "512"}, "workspace_mb is a positive number, not '512'"),
+        ({"workspace_mb": True}, "workspace_mb"),
+        ({"batch": (1, 2)}, "least <= usual <= most"),
+        ({"batch": ()}, "least <= usual <= most"),
+        ({"batch": 4}, "least <= usual <= most, not 4"),
+        ({"aux_streams": None}, "aux_streams are numbers from 0, not None"),
+        ({"aux_streams": 2}, "aux_streams"),
+        ({"levels": ("3",)}, "levels"),
+        ({"levels": ([],)}, "levels"),
+        ({"timing_cache": None}, "timing_cache is bytes, not NoneType"),
+        ({"plugins": "libigate.so"}, "plugins is a tuple of paths"),
+        ({"plugins": (None,)}, "not a path"),
+        ({"plugins": ("a\0b",)}, "not a path"),
     ],
 )
 def test_options_that_make_no_sense(wrong: dict[str, Any], words: str) -> None:

@@ -69,6 +69,12 @@ def test_a_missing_plugin_is_named() -> None:
     assert log.plugin == "igate_Kernel version 1"
 
 
+def test_a_missing_plugin_in_the_words_of_tensorrt_10() -> None:
+    log = Log()
+    log("ERROR", "IPluginRegistry::getCreator: Error Code 4: API Usage Error (Cannot find plugin: Kernel, version: 1, ")
+    assert log.plugin == "Kernel version 1"
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,31 @@ def test_wrong_use() -> None:
         rtx.check(b"\xff\xff\xff")
     with pytest.raises(InputError, match=r"8\.7.*known: 7\.5, 8\.0, 8\.6"):
         rtx.check(_conv(), compute="8.7")
+
+
+@pytest.mark.parametrize("model", [None, "model.onnx", b"", b"x" * 10, _conv()[:60], 5])
+def test_what_is_no_model_never_reaches_a_builder(model: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(GraphError, match="not an ONNX model"):
+        rtx.check(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [None, "300", 0, -1, float("nan"), float("inf"), True])
+def test_a_time_limit_that_is_none(seconds: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(InputError, match="not a time limit"):
+        rtx.check(_conv(), seconds=seconds)  # type: ignore[arg-type]
+
+
+def test_another_build_of_the_package_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "tensorrt-rtx-cu12":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.7"
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", version)
+    assert rtx.probe()["version"] == "1.7"
 
 
 def test_the_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

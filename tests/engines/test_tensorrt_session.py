@@ -267,6 +267,34 @@ def test_a_batch_profile(cuda: FakeCuda, trt: Behaviour) -> None:
             session.run(image(1.0, 5))
 
 
+def test_another_batch_ends_a_graph_and_its_own_brings_it_back(cuda: FakeCuda, trt: Behaviour) -> None:
+    """A graph is never replayed after its context was changed: that is undefined, and the stand-in refuses it."""
+    with opened(cuda, batched()) as session:
+        assert session.facts["graph"]
+
+        def launches(rows: int) -> int:
+            before = cuda.calls.count("launch")
+            answer = [session.run(image(1.0, rows)) for _ in range(2)][-1]  # one in each slot
+            assert answer["depth"].shape == (rows, 1, 4, 4) and (answer["depth"] == 48).all()
+            return cuda.calls.count("launch") - before
+
+        assert [launches(rows) for rows in (2, 1, 1, 2, 2, 2)] == [2, 0, 0, 0, 2, 2]
+
+
+def test_a_session_without_a_graph_never_gets_one(cuda: FakeCuda, trt: Behaviour) -> None:
+    with opened(cuda, batched(), graph=False) as session:
+        cuda.calls.clear()
+        for rows in (2, 2, 1, 1, 2, 2, 2, 2):
+            session.run(image(1.0, rows))
+        assert not {"begin_capture", "launch"} & set(cuda.calls)
+
+
+@pytest.mark.parametrize("runs", [0, -1, None, "50", 1.5, True])
+def test_a_number_of_runs_that_is_none(cuda: FakeCuda, trt: Behaviour, runs: object) -> None:
+    with opened(cuda) as session, pytest.raises(InputError, match="runs must be a whole number"):
+        session.layer_times(runs)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("memory", ["mapped", "copy"])
 def test_an_output_without_a_batch_is_whole(cuda: FakeCuda, trt: Behaviour, memory: str) -> None:
     with opened(
@@ -326,6 +354,16 @@ def test_a_plugin_is_loaded_before_the_plan(cuda: FakeCuda, trt: Behaviour) -> N
     assert trt.seen[0] == ("load_library", "/opt/libigate.so")
 
 
-def test_an_unknown_memory_policy(cuda: FakeCuda, trt: Behaviour) -> None:
+@pytest.mark.parametrize("memory", ["managed", None, [], 1])
+def test_an_unknown_memory_policy(cuda: FakeCuda, trt: Behaviour, memory: object) -> None:
     with pytest.raises(InputError, match="known: auto, mapped, copy"):
-        opened(cuda, memory="managed")
+        opened(cuda, memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "words"), [(None, "NoneType given"), ("lib.so", "str given"), ([None], "not a path"), (["\0"], "not a")]
+)
+def test_plugins_that_are_no_paths(cuda: FakeCuda, trt: Behaviour, plugins: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        opened(cuda, plugins=plugins)
+    assert not trt.seen

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import boards
@@ -126,6 +128,83 @@ def test_an_old_jetpack_is_refused(tmp_path: Path) -> None:
     boards.put(root, "etc/nv_tegra_release", "# R35 (release), REVISION: 4.1, GCID: 1, BOARD: t186ref\n")
     done = dry(root)
     assert done.returncode == 3 and "this JetPack is not supported: L4T R35.4.1" in done.stderr
+
+
+def test_jetpack_6_0_is_refused_for_its_tensorrt(tmp_path: Path) -> None:
+    root = boards.build(tmp_path, "orin-nano-super")
+    boards.put(root, "etc/nv_tegra_release", "# R36 (release), REVISION: 3.0, GCID: 1, BOARD: generic\n")
+    done = dry(root)
+    assert (
+        done.returncode == 3 and "this JetPack is too old: L4T R36.3.0 is JetPack 6.0, with TensorRT 8.6" in done.stderr
+    )
+
+
+def _service(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    bundle = root / "a.igate"
+    bundle.write_bytes(b"")
+    return _run(KIT / "install.sh", "--root", root, "--service", bundle, *more)
+
+
+def test_the_services_environment_is_where_its_user_can_see_it(tmp_path: Path) -> None:
+    root = boards.build(tmp_path, "orin-nano-super")
+    done = _service(root)
+    assert done.returncode == 0 and "-m venv --system-site-packages /opt/igate-edge\n" in done.stdout
+    assert done.stdout.index("+ write /etc/systemd/system") < done.stdout.index(
+        "+ systemctl restart --no-block igate-edge"
+    )
+    for venv in ("/home/robot/igate", "/root/igate", f"{Path.home()}/x", "/tmp/igate"):
+        done = _service(root, "--venv", venv)
+        assert done.returncode == 3 and f"the service cannot see this environment: {venv}:" in done.stderr
+    assert "a unit cannot name this environment: /opt/my venv:" in _service(root, "--venv", "/opt/my venv").stderr
+
+
+def test_the_environment_has_what_the_unit_starts(tmp_path: Path) -> None:
+    """A V4L2 camera needs the extra video, --record the extra bag."""
+    unit = (KIT / "igate-edge.service").read_text()
+    assert "--source v4l2://" in unit and "--record " in unit
+    assert "\\[video\\,bag\\]\n" in dry(boards.build(tmp_path, "orin-nano-super")).stdout
+    assert "'.[video,bag]'" in (KIT / "Dockerfile").read_text()
+
+
+@pytest.fixture
+def at_work(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A folder, and an environment whose `igate` and `trtexec` are there and always fail."""
+    igate = tmp_path / "bin/igate"
+    igate.parent.mkdir()
+    igate.write_text("#!/bin/sh\necho no >&2\nexit 3\n")
+    igate.chmod(0o755)
+    (tmp_path / "a.igate").write_bytes(b"")
+    return tmp_path, {"PATH": f"{igate.parent}:/usr/bin:/bin"}
+
+
+def test_bringup_writes_an_archive_whatever_fails(at_work: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = at_work
+    done = _run(KIT / "bringup.sh", "a.igate", "out.tar.gz", cwd=folder, env=environment)
+    assert done.returncode == 1 and re.search(r"written: out.tar.gz \((\d+) of (\d+) steps failed", done.stdout)
+    with tarfile.open(folder / "out.tar.gz") as archive:
+        names = {Path(name).name for name in archive.getnames()}
+        steps = archive.extractfile("./steps.txt").read().decode()  # type: ignore[union-attr]
+    assert {"doctor.json", "record.json", "trtexec.txt", "steps.txt", "build.json.err"} <= names
+    assert "record.json\t3\tigate jetson record a.igate --backend tensorrt --json\n" in steps
+    assert sorted(path.name for path in folder.iterdir()) == ["a.igate", "bin", "out.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("no.igate",), 2, "no such bundle: no.igate"),
+        (("a.igate", "bin"), 2, "bin exists"),
+        (("a.igate", "no/out.tar.gz"), 3, "the archive cannot be written: no/out.tar.gz"),
+        (("a.igate", "a", "b"), 2, "too many arguments"),
+    ],
+)
+def test_bringup_refuses_before_it_measures(
+    arguments: tuple[str, ...], code: int, words: str, at_work: tuple[Path, dict[str, str]]
+) -> None:
+    folder, environment = at_work
+    done = _run(KIT / "bringup.sh", *arguments, cwd=folder, env=environment)
+    assert done.returncode == code and f"error: {words}" in done.stderr and "Fix: " in done.stderr
+    assert done.stdout == "" and sorted(path.name for path in folder.iterdir()) == ["a.igate", "bin"]
 
 
 @pytest.mark.parametrize("arguments", [("--no-such",), ("--venv",), ("--root", "")])

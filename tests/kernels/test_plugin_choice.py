@@ -83,3 +83,21 @@ def test_what_tensorrt_fused_over_two_layers_is_not_compared() -> None:
 
 def test_a_layer_that_one_run_lacks_is_not_compared() -> None:
     assert gather("a", [[("a/conv", 1.0)], []], [[("a", 1.0)]])["a"] == Times((), (1.0,))
+
+
+@pytest.mark.parametrize("margin", [None, "0.1", float("nan"), 1.0, -0.1, True])
+def test_a_margin_that_is_none(margin: object) -> None:
+    with pytest.raises(InputError, match="not a margin"):
+        choose({}, margin)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("times", [None, [], {"a": None}, {"a": (1.0,)}])
+def test_times_that_are_none(times: object) -> None:
+    with pytest.raises(InputError, match="not the times of layers"):
+        choose(times)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ms", [None, "1", float("inf"), -1.0])
+def test_a_time_that_is_no_number(ms: object) -> None:
+    with pytest.raises(InputError, match="a: .*measure again"):
+        choose({"a": Times((1.0,), (ms,))})  # type: ignore[arg-type]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import runpy
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,13 +37,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parameters_are_the_bundles_own(folder: Path) -> None:
     bundle = Bundle.read(EXAMPLE)
     document = yaml.safe_load((folder / "igate.yaml").read_text())
-    encoder = document["encoder"]["ros__parameters"]
-    assert (encoder["input_image_width"], encoder["input_image_height"]) == (640, 480)
-    assert (encoder["network_image_width"], encoder["network_image_height"]) == (128, 96)
-    assert encoder["image_mean"] == list(bundle.preprocess.mean)
-    assert encoder["image_stddev"] == list(bundle.preprocess.std)
-    assert all(type(value) is float for value in encoder["image_mean"] + encoder["image_stddev"])
-    assert encoder["keep_aspect_ratio"] is encoder["enable_padding"] is False
+    encoder = json.loads((folder / "encoder.json").read_text())
+    assert all(type(value) is str for value in encoder.values()), "a launch argument is a text"
+    assert (encoder["input_image_width"], encoder["input_image_height"]) == ("640", "480")
+    assert (encoder["network_image_width"], encoder["network_image_height"]) == ("128", "96")
+    for name, wanted in (("image_mean", bundle.preprocess.mean), ("image_stddev", bundle.preprocess.std)):
+        values = ast.literal_eval(encoder[name])
+        assert values == list(wanted) and all(type(value) is float for value in values)
+    # The only pair of the four with which the encoder stretches: without padding it crops.
+    assert (encoder["enable_padding"], encoder["keep_aspect_ratio"]) == ("True", "False")
     node = document["tensor_rt"]["ros__parameters"]
     model = onnx.load(str(folder / "model.onnx"))
     assert node["input_binding_names"] == [value.name for value in model.graph.input]
@@ -74,26 +79,32 @@ def test_the_launch_file_starts_both_nodes_in_one_container(folder: Path, monkey
         def __init__(self, *items: object, **fields: object) -> None:
             super().__init__(items=items, **fields)
 
-    for name, attribute in (
+    for name, *attributes in (
         ("launch", "LaunchDescription"),
-        ("launch_ros", ""),
+        ("launch.actions", "IncludeLaunchDescription"),
+        ("launch.launch_description_sources", "PythonLaunchDescriptionSource"),
+        ("launch_ros",),
         ("launch_ros.actions", "ComposableNodeContainer"),
         ("launch_ros.descriptions", "ComposableNode"),
+        ("ament_index_python",),
+        ("ament_index_python.packages",),
     ):
         module = types.ModuleType(name)
-        if attribute:
+        for attribute in attributes:
             setattr(module, attribute, Asked)
         monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["ament_index_python.packages"].get_package_share_directory = "/opt/{}".format  # type: ignore[attr-defined]
     made = runpy.run_path(str(folder / "igate.launch.py"))["generate_launch_description"]()
-    container = made.items[0][0]
-    encoder, tensor_rt = container.composable_node_descriptions
-    assert (encoder.name, tensor_rt.name) == ("encoder", "tensor_rt")
+    container, encoder = made.items[0]
+    (tensor_rt,) = container.composable_node_descriptions
     assert tensor_rt.plugin == "nvidia::isaac_ros::dnn_inference::TensorRTNode"
-    assert encoder.remappings == [("encoded_tensor", "tensor_pub")]
+    assert encoder.items[0].items == ("/opt/isaac_ros_dnn_image_encoder/launch/dnn_image_encoder.launch.py",)
+    asked = dict(encoder.launch_arguments)
+    assert asked["component_container_name"] == f"/{container.name}" and asked["final_tensor_name"] == "input_tensor"
+    assert asked["tensor_output_topic"] == "/tensor_pub" and asked["network_image_width"] == "128"
     files = tensor_rt.parameters[1]
     assert Path(files["model_file_path"]).is_file() and files["engine_file_path"] == str(folder / "model.plan")
-    names = set(yaml.safe_load((folder / "igate.yaml").read_text()))
-    assert names == {encoder.name, tensor_rt.name}
+    assert set(yaml.safe_load((folder / "igate.yaml").read_text())) == {tensor_rt.name}
 
 
 def test_the_readme_says_what_each_tensor_is(folder: Path) -> None:
@@ -102,8 +113,11 @@ def test_the_readme_says_what_each_tensor_is(folder: Path) -> None:
     assert "Not run on a device" in text
 
 
-@pytest.mark.parametrize("camera", [(0, 480), (640, -1), (640, 99999), (640.0, 480)])
-def test_a_camera_without_a_size_is_refused(camera: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "camera",
+    [(0, 480), (640, -1), (640, 99999), (640.0, 480), (True, True), (640,), (1, 2, 3), None, 640, "640x480", {}],
+)
+def test_a_camera_without_a_size_is_refused(camera: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a camera's size"):
         isaac_ros.export(EXAMPLE, tmp_path / "out", camera)
     assert not (tmp_path / "out").exists()
@@ -113,3 +127,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnavailableError, match="cannot create the folder"):
         isaac_ros.export(EXAMPLE, tmp_path / "file", (640, 480))
+
+
+def test_files_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
+    """An earlier export is; a project's own README.md is not."""
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="the folder holds other files"):
+        isaac_ros.export(EXAMPLE, tmp_path, (640, 480))
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for _ in range(2):
+        isaac_ros.export(EXAMPLE, tmp_path / "new", (640, 480))
+
+
+@pytest.mark.parametrize("out", [None, 5, "a\0b", b"x"])
+def test_a_folder_that_is_no_path(out: Any) -> None:
+    with pytest.raises(InputError, match="not a path"):
+        isaac_ros.export(EXAMPLE, out, (640, 480))

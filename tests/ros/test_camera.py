@@ -127,11 +127,13 @@ def test_the_process_ends_on_sigterm_with_everything_closed(world: World, tmp_pa
     command += ["--ros-args", *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))]
     labels, camera = world.listen(Image, "/rear/igate/segmentation"), world.camera("/rear/image")
     stamps = iter(range(1, 10_000))
+
+    def again() -> None:
+        camera.publish(image(VGA[::10, ::10], stamp=(next(stamps), 0)))
+
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ) as process:
         try:
-            world.until(
-                lambda: labels.messages, "an answer", lambda: camera.publish(image(VGA, stamp=(next(stamps), 0)))
-            )
+            world.until(lambda: labels.messages, "an answer", again)
             process.send_signal(signal.SIGTERM)
             said_last = process.communicate(timeout=PATIENCE_S)[0].decode()
         finally:

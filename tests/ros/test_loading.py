@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
 import tinynet
 from igate_edge_ros import loading
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import TransitionCallbackReturn
 from ros_world import PATIENCE_S, BrightnessEngine, World, said
 
@@ -46,7 +47,8 @@ def holding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def longest_gap(world: World, node: Any, load: Any) -> float:
     """Seconds between two heartbeats at most while `load` runs on a thread, as a transition does."""
     beats: list[float] = []
-    node.create_timer(0.02, lambda: beats.append(time.monotonic()), callback_group=node._beat_group)
+    group = MutuallyExclusiveCallbackGroup()
+    node.create_timer(0.02, lambda: beats.append(time.monotonic()), callback_group=group)
     world.until(lambda: len(beats) > 3, "a heartbeat")
     thread = threading.Thread(target=load)
     begun = len(beats)
@@ -77,7 +79,7 @@ def test_the_heartbeat_would_show_it(world: World) -> None:
     assert longest_gap(world, node, node.trigger_configure) > HELD_S * 0.9
 
 
-def test_diagnostics_say_loading_while_an_engine_is_opened(world: World) -> None:
+def test_a_node_says_loading_and_the_executor_goes_on_while_an_engine_is_opened(world: World) -> None:
     go, opening = threading.Event(), threading.Event()
 
     def slowly(options: Any) -> BrightnessEngine:
@@ -87,9 +89,13 @@ def test_diagnostics_say_loading_while_an_engine_is_opened(world: World) -> None
 
     node, health = world.node(BrightnessEngine()), world.listen_health()
     node._open_engine = slowly
+    beats: list[float] = []
+    world.peer.create_timer(0.01, lambda: beats.append(time.monotonic()))
     node.autostart()
     assert opening.wait(PATIENCE_S)
+    before = len(beats)
     try:
+        world.until(lambda: len(beats) > before + 5, "other callbacks of the same executor")
         health.wait(said("state", "loading"))
     finally:
         go.set()

@@ -77,6 +77,16 @@ def test_an_installed_package_has_all_that_ros_looks_for(tmp_path: Path) -> None
     assert not [file for file in wanted if not file.is_file()]
 
 
+def test_programs_in_the_readme_compile_and_start_what_exists() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        for module, name in re.findall(r"from igate_edge_ros\.(\w+) import (\w+)", block):
+            source = (PACKAGE / "igate_edge_ros" / f"{module}.py").read_text()
+            assert f"class {name}" in source
+        compile(block.replace("Node(", "dict(", 1) if block.startswith("Node(") else block, "README.md", "exec")
+
+
 @pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.name)
 def test_launch_files_start_what_exists_with_arguments_that_exist(path: Path) -> None:
     text = path.read_text()

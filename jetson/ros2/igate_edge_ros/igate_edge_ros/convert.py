@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import array
 import json
+import time
 from typing import Any
 
+import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from igate_edge.robotics import messages
-from igate_edge.runtime.frame import Camera
+from igate_edge.runtime.frame import Camera, Frame
 
 try:  # not everywhere: the same as JSON in a std_msgs/String then
     from vision_msgs.msg import Classification, LabelInfo, ObjectHypothesis, VisionClass
 except ImportError:
     Classification = LabelInfo = ObjectHypothesis = VisionClass = None
 
+#: Bytes of a pixel in the encodings that need no conversion to be looked at.
+CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 #: ROS type of each plain message that a node publishes for a task.
 LABELS = LabelInfo or String
 SCORES = Classification or String
@@ -30,6 +34,21 @@ def nanoseconds(stamp: Time) -> int:
 
 def header(stamp_ns: int, frame_id: str) -> Header:
     return Header(stamp=Time(sec=stamp_ns // 1_000_000_000, nanosec=stamp_ns % 1_000_000_000), frame_id=frame_id)
+
+
+def to_frame(message: Image, source: str, camera: Camera | None, now_ns: int) -> Frame:
+    """The image as a frame with its age; raises InputError where it is malformed.
+
+    Shares the message's memory where that can be: rclpy makes a message of its own for every callback.
+    """
+    channels, size = CHANNELS.get(message.encoding, 0), message.height * message.step
+    if not channels or not size or message.step != message.width * channels or len(message.data) != size:
+        return messages.to_frame(from_image(message), source, camera, now_ns)
+    shape = (message.height, message.width, channels) if channels > 1 else (message.height, message.width)
+    pixels, stamp_ns = np.frombuffer(message.data, np.uint8).reshape(shape), nanoseconds(message.header.stamp)
+    age_ms = (now_ns - stamp_ns) / 1e6 if stamp_ns else float("nan")
+    received_ns, frame_id = time.monotonic_ns(), message.header.frame_id
+    return Frame(pixels, message.encoding, stamp_ns, frame_id, source, camera, received_ns, age_ms)
 
 
 def from_image(message: Image) -> messages.ImageMessage:
@@ -79,7 +98,10 @@ class ImageSlot:
         if len(message.data) != len(data):
             message.data = array.array("B", bytes(len(data)))
         memoryview(message.data)[:] = data
-        message.header = header(plain.stamp_ns, plain.frame_id)
+        # In place: three new Python objects a message are a tenth of what publishing costs.
+        stamp = message.header.stamp
+        stamp.sec, stamp.nanosec = divmod(plain.stamp_ns, 1_000_000_000)
+        message.header.frame_id = plain.frame_id
         message.height, message.width, message.step = plain.height, plain.width, plain.step
         message.encoding, message.is_bigendian = plain.encoding, int(plain.is_bigendian)
         return message

@@ -97,3 +97,37 @@ class Health:
         said = [f"{topic}: {sentence}" for topic, sentence in incompatible.items()]
         said += [f"{topic}: a deadline was missed" for topic, (_, at) in deadlines.items() if now - at < SHOWN_S]
         return Status(WARN if said else OK, "qos", "; ".join(said) or "every peer fits", values)
+
+
+class Heartbeat:
+    """Calls `beat` every `period_s` seconds on a thread of its own: no executor, loading or transition holds it up."""
+
+    def __init__(self, beat: Callable[[], None], period_s: float) -> None:
+        self._beat, self._period_s = beat, period_s
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="igate heartbeat", daemon=True)
+        self._thread.start()
+
+    def every(self, period_s: float) -> None:
+        """The new period begins now."""
+        with self._changed:
+            self._period_s = period_s
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End after the beat that runs; twice is fine."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                woken = self._changed.wait(self._period_s)
+                if self._closed:
+                    return
+            if not woken:
+                self._beat()

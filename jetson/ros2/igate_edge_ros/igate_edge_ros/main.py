@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException
 from rclpy.utilities import remove_ros_args, try_shutdown
 
 from igate_edge.runtime.watchdog import Watchdog
 
+from .executor import CameraExecutor
 from .node import IgateNode
+
+#: Seconds after which a running thread lets another one in.
+SWITCH_S = 1e-4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--camera", action="append", metavar="NAMESPACE", help=about)
     parser.add_argument("--autostart", action="store_true", help="configure and activate without being asked")
     options = parser.parse_args(remove_ros_args(given)[1:])
+    # A frame passes through six threads: none should wait 5 ms for another's bytecode.
+    sys.setswitchinterval(SWITCH_S)
     rclpy.init(args=given)
     nodes: list[IgateNode] = []
-    executor: MultiThreadedExecutor | None = None
+    executor: CameraExecutor | None = None
     try:
         nodes += [IgateNode(namespace=camera) for camera in options.camera or [None]]
-        # Transitions, images and the heartbeat of a node have a group each: none waits for the others.
-        executor = MultiThreadedExecutor(num_threads=2 + 2 * len(nodes))
+        executor = CameraExecutor()
         for node in nodes:
             executor.add_node(node)
             if options.autostart:

@@ -10,17 +10,16 @@ from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from igate_edge.errors import IgateError, InputError
-from igate_edge.robotics.messages import CompressedImageMessage, Diagnostics, ImageMessage, Status, to_frame
-from igate_edge.runtime.frame import Camera
+from igate_edge.robotics.messages import Diagnostics, Status, to_frame
+from igate_edge.runtime.frame import Camera, Frame
 
 from . import convert, loading, parameters, qos
-from .health import ERROR, OK, WARN, Health
+from .health import ERROR, OK, WARN, Health, Heartbeat
 from .parameters import Settings
 from .work import Work
 
@@ -32,7 +31,7 @@ class IgateNode(LifecycleNode):
     """Answers `image` (and `camera_info`) on ~/segmentation, ~/depth, ~/normals, ... with the image's own header.
 
     Several of them run in one process on one executor: give each a name or a namespace of its own. A transition blocks
-    the thread that runs it; with a MultiThreadedExecutor all other callbacks go on. open_engine: how the options of
+    the thread that runs it; with `executor.CameraExecutor` all other callbacks go on. open_engine: how the options of
     `loading.options_of` become an engine, for programs that bring their own. Other arguments: as rclpy.node.Node.
     """
 
@@ -53,17 +52,16 @@ class IgateNode(LifecycleNode):
         self._inputs: list[Any] = []
         self._topic = ""
         self._health = Health()
-        self._image_group, self._beat_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        self._image_group = MutuallyExclusiveCallbackGroup()
         self._diagnostics = self.create_publisher(convert.DiagnosticArray, "/diagnostics", 10)
-        # Steady: a robot that runs on simulated time is watched in real time all the same.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._beat = self.create_timer(1.0, self.publish_diagnostics, callback_group=self._beat_group, clock=steady)
         self._trouble = self.create_guard_condition(self._give_up)
         self._start = self.create_guard_condition(self._configure_and_activate)
         self._closing = False
         # Held while images, and while events and diagnostics look at what a transition may take away.
         self._taking, self._looking = threading.Lock(), threading.Lock()
         self.add_on_set_parameters_callback(self._on_parameters)
+        # Not a timer: in real time whatever the robot's clock does, and whatever its executor is busy with.
+        self._heart = Heartbeat(self._beat, 1.0)
 
     # Transitions -----------------------------------------------------------------------------------------------------
 
@@ -72,9 +70,9 @@ class IgateNode(LifecycleNode):
         self._phase, self._reason, self._lost = "loading", "", ""
         try:
             settings = parameters.check(parameters.read(self))
-            self._beat.timer_period_ns = int(settings.diag_period * 1e9)
+            self._heart.every(settings.diag_period)
             self._health = Health()
-            self._work = Work(self, *self._prepare(settings), self._on_event, self.get_logger().warning)
+            self._work = Work(self, *self._prepare(settings), self._on_event, self._warn)
         except Exception as error:  # whatever a backend or a middleware raises is the reason
             return self._error(error)
         self._phase = "inactive"
@@ -126,6 +124,7 @@ class IgateNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Free the engine, then the node."""
         self._closing = True
+        self._heart.close()
         self._release("finalized")
         super().destroy_node()
 
@@ -195,27 +194,27 @@ class IgateNode(LifecycleNode):
         self._camera = convert.to_camera(message)
 
     def _on_image(self, message: Image) -> None:
-        self._take(lambda: convert.from_image(message))
+        self._take(functools.partial(convert.to_frame, message))
 
     def _on_compressed(self, message: CompressedImage) -> None:
-        self._take(lambda: convert.from_compressed(message))
+        self._take(functools.partial(to_frame, convert.from_compressed(message)))
 
-    def _take(self, plain: Callable[[], ImageMessage | CompressedImageMessage]) -> None:
+    def _take(self, framed: Callable[[str, Camera | None, int], Frame]) -> None:
+        """Hand an image to the pipeline; `framed` makes it a frame of this topic and camera at this time."""
         with self._taking:
-            if self._work is not None and self._phase == "active":
-                self._take_for(self._work, plain)
-
-    def _take_for(self, work: Work, plain: Callable[[], ImageMessage | CompressedImageMessage]) -> None:
-        self._health.image()
-        if not work.outputs.listened():
-            self._health.unwatched()
-            return
-        try:
-            now_ns = self.get_clock().now().nanoseconds
-            work.submit(to_frame(plain(), self._topic, self._camera, now_ns))
-        except IgateError as error:
-            self._health.refused(str(error))
-            self.get_logger().warning(f"image refused: {error}", throttle_duration_sec=QUIET_S)
+            work = self._work
+            if work is None or self._phase != "active":
+                return
+            self._health.image()
+            wanted = work.outputs.wanted()
+            if wanted is None:
+                self._health.unwatched()
+                return
+            try:
+                work.submit(framed(self._topic, self._camera, self.get_clock().now().nanoseconds), wanted)
+            except IgateError as error:
+                self._health.refused(str(error))
+                self.get_logger().warning(f"image refused: {error}", throttle_duration_sec=QUIET_S)
 
     # Parameters and diagnostics --------------------------------------------------------------------------------------
 
@@ -231,10 +230,13 @@ class IgateNode(LifecycleNode):
         except InputError as error:
             return SetParametersResult(successful=False, reason=str(error))
         if after["diag_period"] != before["diag_period"]:
-            self._beat.timer_period_ns = int(settings.diag_period * 1e9)
+            self._heart.every(settings.diag_period)
         if self._work is not None:
             self._work.apply(settings)
         return SetParametersResult(successful=True)
+
+    def _warn(self, sentence: str) -> None:
+        self.get_logger().warning(sentence)
 
     def _on_event(self, topic: str, kind: str, sentence: str) -> None:
         with self._looking:
@@ -244,10 +246,19 @@ class IgateNode(LifecycleNode):
                 return
             news = self._health.event(topic, kind, sentence)
         if news:
-            self.get_logger().warning(f"{topic}: {sentence}")
+            self._warn(f"{topic}: {sentence}")
+
+    def _beat(self) -> None:
+        if (work := self._work) is not None:
+            work.quiet()
+        try:
+            self.publish_diagnostics()
+        except Exception as error:  # the context is shut down, or the middleware is gone
+            if self.context.ok():
+                self.get_logger().error(f"no diagnostics: {error}", throttle_duration_sec=QUIET_S)
 
     def publish_diagnostics(self) -> None:
-        """Say how the node is, on /diagnostics; called every `diag_period` seconds."""
+        """Say how the node is, on /diagnostics; also called every `diag_period` seconds."""
         with self._looking:
             statuses = self._statuses()
         prefix = self.get_fully_qualified_name().lstrip("/")

@@ -40,6 +40,7 @@ class Outputs:
         kinds = {self._topics[spec.name]: Image if spec.dense else convert.SCORES for spec in specs}
         kinds |= {CAMERA: CameraInfo, OVERLAY: Image}
         self._slots = {topic: convert.ImageSlot() for topic, kind in kinds.items() if kind is Image}
+        self._heard: frozenset[str] = frozenset()
         self._publishers: dict[str, Any] = {}
         self._labels: dict[str, Any] = {}
         try:
@@ -55,29 +56,33 @@ class Outputs:
     def latch(self) -> None:
         """Publish what the numbers in label images mean, for those who listen now and those who come later."""
         for topic, message in messages.label_infos(self._specs):
-            self._labels[topic].publish(convert.to_labels(message))
+            if isinstance(message, messages.LabelInfoMessage):
+                self._labels[topic].publish(convert.to_labels(message))
 
-    def wanted(self) -> tuple[OutputSpec, ...]:
-        """The tasks that somebody listens to, and the one that the overlay shows."""
-        drawn = self._drawn if self.overlay and self._listeners(OVERLAY) else None
-        return tuple(spec for spec in self._specs if spec == drawn or self._listeners(self._topics[spec.name]))
-
-    def listened(self) -> bool:
-        """True when a topic has a subscriber that needs a frame's answer."""
-        return any(self._listeners(topic) for topic in self._publishers if topic != OVERLAY or self.overlay)
+    def wanted(self) -> tuple[OutputSpec, ...] | None:
+        """The tasks that somebody listens to, and the one that the overlay shows; None when nobody needs an answer."""
+        heard = {topic for topic, publisher in self._publishers.items() if publisher.get_subscription_count()}
+        if not self.overlay:
+            heard.discard(OVERLAY)
+        self._heard = frozenset(heard)
+        if not heard:
+            return None
+        drawn = self._drawn if OVERLAY in heard else None
+        return tuple(spec for spec in self._specs if spec == drawn or self._topics[spec.name] in heard)
 
     def unheard(self, topic: str) -> bool:
         """True for the full name of a topic of ours that nobody listens to."""
-        ours = [name for name in self._publishers if self._node.resolve_topic_name(f"~/{name}") == topic]
-        return bool(ours) and not self._listeners(ours[0])
+        ours = [p for name, p in self._publishers.items() if self._node.resolve_topic_name(f"~/{name}") == topic]
+        return bool(ours) and not ours[0].get_subscription_count()
 
     def publish(self, result: Result) -> None:
-        """What somebody listens to of `result`, with its stamp and frame id."""
-        answers = {task: value for task, value in result.outputs.items() if self._listeners(self._topics[task])}
-        wanted = dataclasses.replace(result, outputs=answers, camera=result.camera if self._listeners(CAMERA) else None)
-        for topic, message in messages.from_result(wanted, self._specs, self.depth_encoding):
+        """What somebody listened to of `result` when `wanted` looked last, with its stamp and frame id."""
+        heard = self._heard
+        answers = {task: value for task, value in result.outputs.items() if self._topics[task] in heard}
+        told = dataclasses.replace(result, outputs=answers, camera=result.camera if CAMERA in heard else None)
+        for topic, message in messages.from_result(told, self._specs, self.depth_encoding):
             self._send(topic, message)
-        if self.overlay and self._listeners(OVERLAY):
+        if OVERLAY in heard:
             picture = self._draw(result)
             self._send(OVERLAY, messages.image_message(picture, "rgb8", result.stamp_ns, result.frame_id))
 
@@ -86,10 +91,6 @@ class Outputs:
         for publisher in (*self._publishers.values(), *self._labels.values()):
             self._node.destroy_lifecycle_publisher(publisher)
         self._publishers, self._labels = {}, {}
-
-    def _listeners(self, topic: str) -> int:
-        publisher = self._publishers.get(topic)
-        return 0 if publisher is None else int(publisher.get_subscription_count())
 
     def _send(self, topic: str, message: messages.Message) -> None:
         publisher = self._publishers.get(topic)

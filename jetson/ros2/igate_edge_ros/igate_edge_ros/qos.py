@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import (
@@ -34,6 +35,8 @@ KINDS = (
     QoSPolicyKind.DEPTH,
     QoSPolicyKind.DEADLINE,
 )
+#: What some releases call no deadline.
+FOREVER_NS = 2**63 - 1
 #: Called with the topic, the kind of event ("deadline" or "incompatible") and a sentence.
 Report = Callable[[str, str, str], None]
 
@@ -74,8 +77,10 @@ def publisher(node: Any, kind: Any, topic: str, profile: QoSProfile, report: Rep
         )
 
     name = node.resolve_topic_name(topic)
-    sentence = "a subscriber asks for another {}: it gets nothing"
-    return _with_events(make, PublisherEventCallbacks, name, sentence, report)
+    events = _events(name, report, "a subscriber asks for another {}: it gets nothing")
+    if not _deadline(node, f"qos_overrides.{name}.publisher.deadline", profile):
+        del events["deadline"]
+    return _with_events(make, PublisherEventCallbacks, events)
 
 
 def subscription(
@@ -96,12 +101,33 @@ def subscription(
         )
 
     name = node.resolve_topic_name(topic)
-    sentence = "a publisher offers another {}: nothing is received from it"
-    return _with_events(make, SubscriptionEventCallbacks, name, sentence, report)
+    events = _events(name, report, "a publisher offers another {}: nothing is received from it")
+    if not _deadline(node, f"qos_overrides.{name}.subscription.deadline", profile):
+        del events["deadline"]
+    return _with_events(make, SubscriptionEventCallbacks, events)
 
 
-def _with_events(make: Callable[[Any], Any], callbacks: Any, topic: str, sentence: str, report: Report) -> Any:
-    """What `make` makes, with as many of our events as the middleware has."""
+def _deadline(node: Node, parameter: str, profile: QoSProfile) -> bool:
+    """Whether there is a deadline to be missed, by the profile or the parameter that overrides it."""
+    if not node.has_parameter(parameter):
+        descriptor = ParameterDescriptor(description="nanoseconds, 0 = none", read_only=True)
+        node.declare_parameter(parameter, profile.deadline.nanoseconds, descriptor)
+    return 0 < node.get_parameter(parameter).value < FOREVER_NS
+
+
+def _events(topic: str, report: Report, sentence: str) -> dict[str, Callable[[Any], None]]:
+    def deadline(event: Any) -> None:
+        report(topic, "deadline", f"{event.total_count_change} deadlines missed")
+
+    def incompatible(event: Any) -> None:
+        policy = qos_policy_name_from_kind(event.last_policy_kind).lower().replace("_", " ")
+        report(topic, "incompatible", sentence.format(policy))
+
+    return {"deadline": deadline, "incompatible_qos": incompatible}
+
+
+def _with_events(make: Callable[[Any], Any], callbacks: Any, events: dict[str, Callable[[Any], None]]) -> Any:
+    """What `make` makes, with as many of `events` as the middleware has, and no others: each costs at every frame."""
 
     class Lasting(callbacks):
         """Events that an executor may still look at while their topic is taken down."""
@@ -112,19 +138,12 @@ def _with_events(make: Callable[[Any], Any], callbacks: Any, topic: str, sentenc
                 handler.add_to_wait_set = functools.partial(_add, handler.add_to_wait_set)
             return handlers
 
-    def deadline(event: Any) -> None:
-        report(topic, "deadline", f"{event.total_count_change} deadlines missed")
-
-    def incompatible(event: Any) -> None:
-        policy = qos_policy_name_from_kind(event.last_policy_kind).lower().replace("_", " ")
-        report(topic, "incompatible", sentence.format(policy))
-
-    for events in ({"deadline": deadline, "incompatible_qos": incompatible}, {"incompatible_qos": incompatible}):
+    for left in (events, {name: event for name, event in events.items() if name != "deadline"}):
         try:
-            return make(Lasting(**events))
+            return make(Lasting(**left, use_default_callbacks=False))
         except UnsupportedEventTypeError:
             continue
-    return make(Lasting())
+    return make(Lasting(use_default_callbacks=False))
 
 
 def _add(add: Callable[[Any], None], wait_set: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from igate_edge.contract import OutputSpec
 from igate_edge.robotics.messages import Status
 from igate_edge.robotics.recorder import Recorder
 from igate_edge.runtime.device_state import read_state
@@ -27,6 +28,8 @@ from .parameters import LIVE, Settings
 WARM_UP = 3
 #: Seconds that frames inside get to come out before topics fall silent.
 DRAIN_S = 2.0
+#: Seconds to wait for a time between two frames.
+GAP_S = 0.05
 #: A frame that is inside for longer than a hanging engine may take by this many seconds hangs elsewhere.
 STUCK_S = 5.0
 
@@ -91,17 +94,21 @@ class Work:
         """What is wrong with the engine now; empty when nothing is."""
         return "" if self._engine.status == "ready" else self._engine.status
 
-    def submit(self, frame: Frame) -> None:
-        """Hand in a frame that nobody else will write; only what somebody listens to is computed."""
-        wanted = [spec.name for spec in self.outputs.wanted()]
-        if wanted != self._selected:
-            self._pipeline.select(wanted)
-            self._selected = wanted
+    def submit(self, frame: Frame, wanted: Sequence[OutputSpec]) -> None:
+        """Hand in a frame that nobody else will write, to be answered for these tasks."""
+        names = [spec.name for spec in wanted]
+        if names != self._selected:
+            self._pipeline.select(names)
+            self._selected = names
         self._pipeline.submit(frame, owned=True)
 
     def drain(self) -> None:
         """Let what is inside come out, while topics are still enabled."""
         self._pipeline.drain(DRAIN_S)
+
+    def quiet(self) -> None:
+        """Wait a moment for the time between two frames: what is done then delays none."""
+        self._pipeline.drain(GAP_S)
 
     def apply(self, settings: Settings) -> None:
         """Take over the parameters that may change at run time."""
@@ -130,7 +137,7 @@ class Work:
         elif complaints:
             said, level = f"{said}; last complaint: {list(complaints.values())[-1]}", WARN
         rows = [Status(level, "pipeline", said, values)]
-        idle = not self.outputs.listened()
+        idle = self.outputs.wanted() is None
         for row in diagnostics(self.monitor):
             if idle and row[0] == LEVELS["STALE"]:
                 row = (OK, row[1], "nobody listens: nothing is computed", row[3])
