@@ -64,7 +64,7 @@ bench-peers: .venv-dev/ready ## the benchmarks, and Torch-Pruning and OpenVINO b
 	$(DEV) $(PIP) -e '.[peers,openvino]'
 	$(DEV) -m pytest benchmarks --peers
 
-ROS_PYTHON ?= $(firstword $(foreach v,3.12 3.11 3.13,$(shell command -v python$(v) 2>/dev/null)) $(PYTHON))
+ROS_PYTHON ?= $(firstword $(foreach v,3.12 3.11 3.13,$(shell python$(v) -c '' 2>/dev/null && echo python$(v))) $(PYTHON))
 ROS := PYTHONPATH=jetson/ros2/igate_edge_ros .venv-ros/bin/python -m pytest -rs
 
 .venv-ros/ready: pyproject.toml

@@ -24,7 +24,7 @@ def profile_machine(
         out = own_folder() / f"{name}.json"
     make_folder(out.parent)
     if backend == "tensorrt":
-        say(f"building and timing networks through TensorRT for {name}: leave the board alone, for an hour or more")
+        say(f"building and timing networks through TensorRT for {name}: leave the board alone (predicted: an hour)")
     else:
         say(f"timing operators on this machine, {threads} thread(s), {precision}: leave it alone for two minutes")
     table = profile(out, asked, resume=resume, watch=lambda items, count: progress(items, "timing", count))

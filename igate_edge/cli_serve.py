@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
 from .errors import InputError
-from .files import as_path, os_errors
+from .files import _remove_stale, as_path, os_errors
 
 if TYPE_CHECKING:
     from .robotics.recorder import Recorder
     from .runtime.frame import Frame, Result
     from .runtime.monitor import Monitor
-    from .runtime.pipeline import Pipeline
+    from .runtime.pipeline import Counts, Pipeline
     from .runtime.supervise import Supervised
 
 #: Seconds between two lines of what the monitor says.
 SAY_S = 10.0
 #: A stage that is busy for this long with one frame hangs: systemd should start the service again.
 STUCK_S = 4.0
+#: Seconds that the end waits for the camera: longer than `Pipeline.run` waits for its last results.
+LEAVE_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def serve(args: ServeArgs) -> Answer:
     from .runtime.pipeline import Pipeline
     from .runtime.supervise import Supervised
 
+    if args.seconds is not None and not args.seconds <= threading.TIMEOUT_MAX:
+        raise InputError("not a time in seconds", f"--seconds {args.seconds:g}", "give fewer, or leave it out: no end")
     bundle = Bundle.read(args.bundle)
+    sink = _sink(args.latest)
     budget = args.budget_ms if args.budget_ms is not None else _budget_ms(bundle.manifest.get("budget"))
     monitor = Monitor(budget, reference=bundle.manifest.get("reference"), state=read_state)
     place: dict[str, Any] = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
@@ -69,7 +74,7 @@ def serve(args: ServeArgs) -> Answer:
             monitor.on_alarm = recorder.trigger
         say(f"opening {args.bundle.name}")
         engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: _changed(monitor, status)))
-        pipeline = Pipeline(engine, _sink(args.latest), mode=mode, monitor=monitor, recorder=recorder)
+        pipeline = Pipeline(engine, sink, mode=mode, monitor=monitor, recorder=recorder)
         return _loop(args, engine, stack.enter_context(pipeline), frames, monitor, recorder, stack)
 
 
@@ -90,17 +95,49 @@ def _loop(
         stack.enter_context(exporters.serve(monitor, args.port))
         say(f"health: http://127.0.0.1:{args.port}/metrics")
     stack.enter_context(_said_every(SAY_S, monitor))
+    ended = threading.Event()
+
+    def stop() -> None:
+        ended.set()
+        pipeline.stop()
+
     if args.seconds is not None:
-        timer = threading.Timer(args.seconds, pipeline.stop)
+        timer = threading.Timer(args.seconds, stop)
         timer.daemon = True
         timer.start()
         stack.callback(timer.cancel)
-    stack.enter_context(stop_on_signals(pipeline.stop))
+    stack.enter_context(stop_on_signals(stop))
     stack.enter_context(quiet_collector())
     alive = functools.partial(_alive, engine, pipeline)
     stack.enter_context(Watchdog(alive, lambda: monitor.verdict().sentence))
-    counts = pipeline.run(frames)
+    counts = run_until(ended, pipeline, frames)
     return _answer(monitor, pipeline, counts, recorder)
+
+
+def run_until(ended: threading.Event, pipeline: Pipeline, frames: Iterable[Frame]) -> Counts:
+    """`pipeline.run(frames)` on a thread of its own, left behind LEAVE_S after `ended` when the camera hangs.
+
+    A driver that never returns would keep the main thread from hearing a signal. Raises what `run` raises.
+    """
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            pipeline.run(frames)
+        except BaseException as error:  # raised below, in the thread that can answer for it
+            failed.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=read, name="igate camera", daemon=True)
+    thread.start()
+    ended.wait()
+    thread.join(LEAVE_S)
+    if failed:
+        raise failed[0]
+    if thread.is_alive():
+        say("the camera hangs: it is left behind")
+    return pipeline.counts
 
 
 def _sink(latest: Path | None) -> Callable[[Result], None]:
@@ -156,18 +193,31 @@ def _recorder(folder: Path, seal: str) -> Recorder:
 
 
 class Latest:
-    """Keeps the newest answers in one .npz that other programs read: replaced in one step, never half written."""
+    """Keeps the newest answers in one .npz that other programs read: replaced in one step, never half written.
+
+    Raises UnavailableError at once where nothing can be written, InputError for a device, a pipe or a folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with os_errors(path.parent, "create the folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
+        with os_errors(path, "write"):
+            if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+                raise InputError("not a place for the answers", f"{path} is no file", "give a name NAME.npz")
+            _remove_stale(path)
+            probe = self._temporary()  # what cannot be written is said now and not frame by frame
+            probe.open("xb").close()
+            probe.unlink()
+
+    def _temporary(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
 
     def put(self, result: Result) -> None:
         """Write stamp_ns, frame_id and every task's array. Raises UnavailableError when it cannot be written."""
         import numpy as np
 
-        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = self._temporary()
         arrays: dict[str, Any] = {f"task/{name}": array for name, array in result.outputs.items()}
         arrays |= {"stamp_ns": np.int64(result.stamp_ns), "frame_id": np.str_(result.frame_id)}
         with os_errors(self._path, "write"):

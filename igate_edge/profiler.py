@@ -205,7 +205,7 @@ def _resumed(part: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         fix = "start again without --resume"
         raise InputError("the kept part cannot be read", f"{part.name}: {type(error).__name__}", fix) from error
-    moving = {*clocks(), *devicetable.MOVING}  # times of locked and free clocks do not mix
+    moving = {*clocks(), *devicetable.MOVING} - {"locked"}  # times of locked and free clocks do not mix
     for name, value in about.items():
         other = theirs.get(name)
         if isinstance(value, dict) and isinstance(other, dict):

@@ -40,10 +40,17 @@ class Session(Closing):
     """A plan opened by ONNX Runtime. cost_ms: how far a call moves the clock, given the ms since the last one."""
 
     def __init__(
-        self, plans: StandIn, model: bytes, precision: str, rows: int, altered: bool, layers: dict[str, bool]
+        self,
+        plans: StandIn,
+        model: bytes,
+        precision: str,
+        rows: int,
+        altered: bool,
+        layers: dict[str, bool] | None = None,
     ) -> None:
         self.plans, self.precision, self.altered, self.calls = plans, precision, altered, 0
-        self.layers, self.plugged = layers, tuple(name for name, plugin in layers.items() if plugin)
+        self.layers = layers or {}
+        self.plugged = tuple(name for name, plugin in self.layers.items() if plugin)
         self.session = ort._session(model, 1, False)
         source = self.session.get_inputs()[0]
         self.input, self.outputs = source.name, [item.name for item in self.session.get_outputs()]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from igate_command import igate, refused
 
 from igate_edge.cli_serve import Latest, open_source
 from igate_edge.errors import InputError, UnavailableError
@@ -131,3 +132,28 @@ def test_a_full_disk_leaves_the_last_answer(tmp_path: Path, monkeypatch: pytest.
     with np.load(tmp_path / "latest.npz") as arrays:
         assert int(arrays["stamp_ns"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["latest.npz"]
+
+
+def test_answers_never_take_the_place_of_a_device_or_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    for place in (tmp_path / "pipe.npz", tmp_path):
+        with pytest.raises(InputError, match="not a place for the answers"):
+            Latest(place)
+    assert (tmp_path / "pipe.npz").is_fifo()
+    with pytest.raises(UnavailableError, match="File name too long"):
+        Latest(tmp_path / ("x" * 300 + ".npz"))
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.npz"]
+
+
+def test_what_a_killed_service_left_is_deleted_and_the_last_answers_stay(tmp_path: Path) -> None:
+    path, old = tmp_path / "latest.npz", tmp_path / ".latest.npz.ab.tmp"
+    Latest(path).put(_result(1))
+    old.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    Latest(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["latest.npz"]
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e300"])
+def test_a_time_that_no_clock_reaches_is_refused_at_once(tmp_path: Path, seconds: str) -> None:
+    refused(igate("serve", EXAMPLE, "--port", "0", "--seconds", seconds, "--json"), 2, "not a time in seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from igate_edge.compiler import executed, graph, lint
 from igate_edge.compiler.executed import Step
 from igate_edge.compiler.half import half
 from igate_edge.compiler.latency import LEAST_MS, LatencyTable, bundled
+from igate_edge.engines import tensorrt_rtx
 from igate_edge.engines.inspector import Layer
 from igate_edge.errors import CheckFailed, InputError, UnavailableError
 from igate_edge.profiler import Asked, profile
@@ -124,6 +126,19 @@ def test_networks_pass_the_lint_in_either_precision(precision: str) -> None:
     session = onnxruntime.InferenceSession(data)
     image = np.ones(session.get_inputs()[0].shape, np.float32)
     assert all(np.isfinite(value).all() for value in session.run(None, {"image": image}))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed: pip install 'igate-edge[rtx]'",
+)
+@pytest.mark.parametrize("precision", ["int8", "float"])
+def test_networks_are_accepted_by_tensorrt_rtx(precision: str) -> None:
+    wanted = ("stride 3x3 float 12x16", "stride 3x3 depthwise 12x16")
+    builds = [job.build for job in profiler_jobs.jobs("float", quick=True) if job.name in wanted]
+    assert len(builds) == 2
+    for build in builds:
+        tensorrt_rtx.check(engine_file(build(), precision)).require("a network of the profile")
 
 
 def _ir(data: bytes) -> Any:

@@ -157,8 +157,8 @@ def compile_plan(
     """Build an ONNX file's bytes (the `trt` dialect, or FP16) and keep the fastest of the candidates.
 
     progress: also asked from the builder's threads; see tensorrt_progress.Eta. cuda: an open adapter (None: open one
-    for the build). Raises InputError (no bytes), GraphError (TensorRT does not take the graph), CheckFailed (no candidate could be built;
-    says so where memory was the cause), BuildCancelled, UnavailableError.
+    for the build). Raises InputError (no bytes), GraphError (TensorRT does not take the graph), CheckFailed (no
+    candidate could be built; says so where memory was the cause), BuildCancelled, UnavailableError.
     """
     from . import tensorrt_build as building
 

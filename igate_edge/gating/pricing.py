@@ -136,7 +136,7 @@ class Pricing:
         group = {place.step: self.gates.index(site.gates) for place, site in zip(net.places, sites, strict=True)}
         inside = insides(net.plan, net.branches["shared"], {place.step: place.name for place in net.places})
         rows = {f"backbone.{path}": group[step] for step, one in inside.items() for path in one.convs}
-        self.terms = walk(model, rows, table.precision)
+        self.terms = walk(model, rows, table.runs_as)
         self.skips = _skips(net, inside, group)
         self._known: dict[Any, float] = {}
         self._fixed_ms = self.plain_ms - sum(self._times(self.channels))

@@ -6,14 +6,16 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ..engines.session import Closing
 from ..errors import DataError, InputError
-from ..files import as_path, os_errors
+from ..files import STALE_S, as_path, os_errors
 from ..runtime.frame import Camera, Frame
 from .messages import CameraInfoMessage, CompressedImageMessage, ImageMessage, LabelInfoMessage, Message, to_frame
 from .storage import Storage
@@ -162,8 +164,10 @@ class BagWriter(Closing):
 
         self.path = as_path(path)
         self._single = self.path.suffix == ".mcap"
-        if self.path.is_dir() or (self.path.exists() and not (self._single and self.path.is_file())):
-            raise InputError("something stands in the bag's place", str(self.path), "choose another name")
+        with os_errors(self.path, "write"):
+            if self.path.is_dir() or (self.path.exists() and not (self._single and self.path.is_file())):
+                raise InputError("something stands in the bag's place", str(self.path), "choose another name")
+        remove_left_overs(self.path.parent, self.path.name)
         self._work = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}.tmp"
         self._topics: dict[tuple[str, str], Any] = {}
         self._writer: Any = Writer(self._work / self.path.stem, version=8, storage_plugin=StoragePlugin.MCAP)
@@ -175,11 +179,15 @@ class BagWriter(Closing):
 
     def write(self, topic: str, message: Message, log_ns: int | None = None) -> None:
         """Add a message; log_ns: time of recording, by default its stamp (needed for a message without one)."""
-        time = getattr(message, "stamp_ns", 0) if log_ns is None else log_ns
-        self.write_raw(topic, TYPES[type(message)], time, serialise(message), isinstance(message, LabelInfoMessage))
+        data = serialise(message)
+        recorded = getattr(message, "stamp_ns", 0) if log_ns is None else log_ns
+        self.write_raw(topic, TYPES[type(message)], recorded, data, isinstance(message, LabelInfoMessage))
 
     def write_raw(self, topic: str, kind: str, log_ns: int, data: bytes, latched: bool = False) -> None:
         """Add a message that is CDR already."""
+        if not isinstance(topic, str) or not topic or not isinstance(log_ns, int) or not 0 <= log_ns < 2**64:
+            evidence = f"topic {topic!r:.60}, time of recording {log_ns!r:.40}"
+            raise InputError("no message of a bag", evidence, "give a name, and nanoseconds from 0 on")
         if self._writer is None:
             raise InputError("the bag is closed", f"a message for {topic} came after close()", "write before")
         with os_errors(self.path, "write"), self._undone():
@@ -227,6 +235,15 @@ class BagWriter(Closing):
             self.close()
         else:
             self.abort()
+
+
+def remove_left_overs(folder: Path, name: str) -> None:
+    """Delete what killed processes left of bags whose name begins so: nothing but them, and nothing still written."""
+    with contextlib.suppress(OSError):
+        for old in list(folder.iterdir()):
+            ours = old.name.startswith(f".{name}") and old.name.endswith(".tmp") and old.is_dir()
+            if ours and time.time() - old.stat().st_mtime > STALE_S:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _latched() -> list[Any]:

@@ -37,8 +37,8 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str], camera: tu
     _check_folder(folder)
     bundle = Bundle.read(path)
     files: dict[str, bytes | str] = {
+        PARAMETERS: parameters(bundle),  # first: it marks the folder as ours, should a later file fail
         MODEL: models(bundle)["int8"],
-        PARAMETERS: parameters(bundle),
         ENCODER: encoder(bundle, camera),
         LAUNCH: _LAUNCH,
         README: _readme(bundle),
@@ -128,7 +128,7 @@ def _meaning(kind: str) -> str:
     }.get(kind, "logits")
 
 
-_LAUNCH = '''"""Image -> encoder -> TensorRT node, in one process. Topics: /image and /camera_info in, /tensor_sub out."""
+_LAUNCH = '''"""Image -> encoder -> TensorRT node, in one process: /image and /camera_info in, /tensor_sub out."""
 
 import json
 import pathlib
@@ -188,7 +188,8 @@ Written by `igate jetson isaac-ros`. Not run on a device.
    `trtexec` does not know `--stronglyTyped` (newer than 10), leave it out: there every network is.
 2. `ros2 launch ./igate.launch.py`
 
-The encoder takes `/image` and `/camera_info` and stretches to {width}x{height}. The TensorRT node answers on `/tensor_sub` with raw outputs, float32, NCHW:
+The encoder takes `/image` and `/camera_info` and stretches to {width}x{height}. The TensorRT node answers on
+`/tensor_sub` with raw outputs, float32, NCHW:
 
 | tensor | kind | channels | what a value is |
 |---|---|---|---|

@@ -54,7 +54,9 @@ def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, by
             losses.append(f"{path.name}: the index at its end is damaged ({reason}); all messages were read")
             return
         file.seek(good)
-        yield from _messages(_cut_chunk(file.read(MAX_CHUNK)), tables)
+        if file.read(1) == bytes([_CHUNK_OPCODE]):
+            file.seek(good)
+            yield from _messages(_cut_chunk(file.read(min(size - good, MAX_CHUNK))), tables)
         losses.append(f"{path.name}: damaged at byte {good:,} of {size:,} ({reason}); what follows is lost")
 
 

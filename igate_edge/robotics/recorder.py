@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from ..errors import IgateError, InputError
 from ..files import as_path, os_errors
 from ..runtime.frame import Frame, Result
 from . import messages as neutral
-from .typestore import require_bag
+from .bag import BagWriter, info_topic, remove_left_overs
+from .typestore import TYPES, require_bag, serialise
 
 RECORDING, TIMINGS = "/igate/recording", "/igate/timings"
 #: Bytes that a recording may need beyond its arrays: index and message definitions, and headers a frame.
@@ -71,12 +72,13 @@ class Recorder(Closing):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("seconds", seconds), ("max_mb", max_mb), ("ring_mb", ring_mb)):
-            if not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise InputError(f"not a limit of a recorder: {name}", f"{value!r:.40}", "give a number above 0")
         require_bag()
         self.folder = as_path(folder)
         with os_errors(self.folder, "create the folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(self.folder, "flight_")  # else a board that loses power in mid-write fills its disk
         self._about, self._clock, self._seconds = dict(about or {}), clock, seconds
         self._ring_bytes, self._disk_bytes = ring_mb * _MB, max_mb * _MB
         self._ring: deque[Entry] = deque()
@@ -127,6 +129,8 @@ class Recorder(Closing):
         None when there is nothing new, less than `seconds` after the last one (a lasting alarm fills no disk), and
         while that one is still being written: so memory holds two recordings at most.
         """
+        if not isinstance(reason, str):
+            raise InputError("not a reason", f"{reason!r:.40}", "say in words why the recording is made")
         now = self._clock()
         with self._state:
             if self._closed or self._pending or not self._ring or now - self._last < self._seconds:
@@ -194,7 +198,9 @@ class Recorder(Closing):
         if not kept:
             return
         self._make_room(self._disk_bytes - room)
-        write_recording(path, kept, {**self._about, "reason": reason, "left_out": len(entries) - len(kept)})
+        about = {**self._about, "reason": reason, "left_out": len(entries) - len(kept)}
+        for loss in write_recording(path, kept, about):
+            self._note(f"{path.name}: {loss}")
 
     def _make_room(self, need: float) -> None:
         """Delete the oldest recordings until `need` more bytes stay within the limit."""
@@ -221,10 +227,11 @@ def _entry(now: float, frame: Frame, result: Result | None, error: str) -> Entry
     return Entry(now, frame, outputs, dict(result.ms), result.sequence, error)
 
 
-def write_recording(path: Path, entries: Sequence[Entry], about: Mapping[str, Any]) -> None:
-    """Write frames and what became of them to an mcap file; see `read_recording` for the way back."""
-    from .bag import BagWriter, info_topic
+def write_recording(path: Path, entries: Sequence[Entry], about: Mapping[str, Any]) -> list[str]:
+    """Write frames and what became of them to an mcap file; see `read_recording` for the way back.
 
+    Gives a sentence for each frame that ROS's messages cannot hold: it is left out, the others are written.
+    """
     inputs = {entry.frame.source: _input_topic(entry.frame.source) for entry in entries}
     topics = _output_topics(entries, inputs)
     facts = {
@@ -232,21 +239,37 @@ def write_recording(path: Path, entries: Sequence[Entry], about: Mapping[str, An
         "inputs": {topic: source for source, topic in inputs.items()},
         "outputs": {topic: [inputs[source], name] for (source, name), topic in topics.items()},
     }
+    losses = []
     with BagWriter(path) as bag:
         bag.write(RECORDING, neutral.TextMessage(json.dumps(facts, sort_keys=True)), _log_ns(entries[0].frame))
         for entry in entries:
-            frame, log_ns = entry.frame, _log_ns(entry.frame)
-            header, topic = (frame.stamp_ns, frame.frame_id), inputs[entry.frame.source]
-            bag.write(topic, neutral.image_message(frame.data, frame.encoding, *header), log_ns)
-            if frame.camera is not None:
-                bag.write(info_topic(topic), neutral.CameraInfoMessage(frame.camera, *header), log_ns)
-            for name, array in entry.outputs.items():
-                bag.write(topics[frame.source, name], _as_message(array, header), log_ns)
-            values = {stage: f"{ms:.3f}" for stage, ms in entry.ms.items()}
-            values |= {"sequence": str(entry.sequence)} if entry.sequence is not None else {}
-            values |= {"answers": "left out: the memory did not suffice"} if entry.left_out else {}
-            status = neutral.Status(2 if entry.error else 0, topic, entry.error, values)
-            bag.write(TIMINGS, neutral.Diagnostics((status,), *header), log_ns)
+            log_ns = _log_ns(entry.frame)
+            try:
+                packed = [
+                    (topic, TYPES[type(message)], serialise(message))
+                    for topic, message in _messages(entry, inputs[entry.frame.source], topics)
+                ]
+            except InputError as error:
+                losses.append(f"the frame with stamp {entry.frame.stamp_ns} is left out: {error.cause}")
+                continue
+            for topic, kind, data in packed:
+                bag.write_raw(topic, kind, log_ns, data)
+    return losses
+
+
+def _messages(entry: Entry, topic: str, topics: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, neutral.Message]]:
+    frame = entry.frame
+    header = frame.stamp_ns, frame.frame_id
+    yield topic, neutral.image_message(frame.data, frame.encoding, *header)
+    if frame.camera is not None:
+        yield info_topic(topic), neutral.CameraInfoMessage(frame.camera, *header)
+    for name, array in entry.outputs.items():
+        yield topics[frame.source, name], _as_message(array, header)
+    values = {stage: f"{ms:.3f}" for stage, ms in entry.ms.items()}
+    values |= {"sequence": str(entry.sequence)} if entry.sequence is not None else {}
+    values |= {"answers": "left out: the memory did not suffice"} if entry.left_out else {}
+    status = neutral.Status(2 if entry.error else 0, topic, entry.error, values)
+    yield TIMINGS, neutral.Diagnostics((status,), *header)
 
 
 def _output_topics(entries: Sequence[Entry], inputs: Mapping[str, str]) -> dict[tuple[str, str], str]:
@@ -267,7 +290,7 @@ def _input_topic(source: str) -> str:
 
 
 def _log_ns(frame: Frame) -> int:
-    return frame.stamp_ns if frame.stamp_ns > 0 else max(frame.received_ns, 0)
+    return frame.stamp_ns if 0 < frame.stamp_ns < 2**63 else max(frame.received_ns, 0)
 
 
 def _as_message(array: np.ndarray, header: tuple[int, str]) -> neutral.Message:

@@ -15,8 +15,8 @@ from .typestore import require_bag
 
 _MAGIC = {".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
 METADATA = "metadata.yaml"
-#: Bytes of a metadata.yaml that are believed: a bag of 10,000 files has fewer.
-MAX_METADATA = 1 << 24
+#: Bytes of a metadata.yaml that are believed: a bag of 1,000 files has fewer, and YAML takes half a minute for them.
+MAX_METADATA = 1 << 20
 #: Bytes that one value of an sqlite bag may have, however it is made.
 MAX_VALUE = 1 << 29
 #: A column that is computed is no recording, and may be of any size.
@@ -135,12 +135,12 @@ class _Part:
 
 class _Mcap(_Part):
     def topics(self, losses: list[str]) -> dict[str, str]:
-        from mcap.reader import make_reader
+        from mcap.reader import SeekingReader
 
         from .mcap_records import MAX_RECORD
 
         with contextlib.suppress(Exception), self.path.open("rb") as file:
-            summary = make_reader(file, record_size_limit=MAX_RECORD).get_summary()
+            summary = SeekingReader(file, record_size_limit=MAX_RECORD).get_summary()
             if summary is not None and summary.channels:
                 return {channel.topic: summary.schemas[channel.schema_id].name for channel in summary.channels.values()}
         return super().topics(losses)  # no index, or none that can be read

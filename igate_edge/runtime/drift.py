@@ -341,7 +341,7 @@ def check_reference(data: Any) -> dict[str, Any]:
         for name, limits in data["limits"].items():
             known = name == "image" or name in data["tasks"]
             good = good and known and len(limits) == (6 if name == "image" else 2) and all(map(is_number, limits))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         good = False
     if not good:
         fix = f"pass manifest['reference'] of a bundle that this version wrote (statistics version {VERSION})"

@@ -101,14 +101,20 @@ def strided(buffer: Any, height: int, width: int, step: int, encoding: str, big_
     >>> strided(bytes([1, 2, 99, 3, 4, 99]), 2, 2, 3, "mono8").tolist()
     [[1, 2], [3, 4]]
     """
-    if encoding not in ENCODINGS:
+    if not isinstance(encoding, str) or encoding not in ENCODINGS:
         fix = f"name one of {', '.join(ENCODINGS)}"
         raise Refused("encoding", "the frame's encoding is not known", f"got {encoding!r:.40}", fix)
     kind, channels = ENCODINGS[encoding]
-    flat = np.frombuffer(buffer, np.uint8)
+    if not all(isinstance(value, int | np.integer) for value in (height, width, step)):
+        evidence = f"{width!r:.20}x{height!r:.20}, step {step!r:.20}"
+        raise Refused("size", "rows and bytes of a frame do not agree", evidence, "give whole numbers")
+    try:
+        flat = np.frombuffer(buffer, np.uint8) if len(buffer) else np.empty(0, np.uint8)
+    except (TypeError, ValueError) as error:
+        raise Refused("type", "a frame's bytes are no buffer", str(error), "pass bytes or a flat array") from error
     rows = height + height // 2 if channels == 0 else height
     used = width * max(channels, 1) * kind.itemsize
-    if not 0 < height * width <= MAX_PIXELS or step < used or len(flat) < rows * step:
+    if min(height, width) < 1 or height * width > MAX_PIXELS or step < used or len(flat) < rows * step:
         evidence = f"{width}x{height} {encoding}, step {step} (a row has {used} bytes), {len(flat)} bytes"
         raise Refused("size", "rows and bytes of a frame do not agree", evidence, "send whole frames and their step")
     shape: tuple[int, ...] = (rows, width) if channels < 2 else (rows, width, channels)

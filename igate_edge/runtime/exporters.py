@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -141,6 +142,13 @@ class _Handler(BaseHTTPRequestHandler):
         """A scrape every few seconds is no news."""
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in mid-answer is no news either; socketserver would print a traceback."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class Server(Closing):
     """The running exporter of `serve`; `port` is the one that was taken."""
 
@@ -164,11 +172,11 @@ def serve(monitor: Monitor, port: int = 9464) -> Server:
 
     Raises InputError for what is no port and UnavailableError when it is taken.
     """
-    if not isinstance(port, int) or not 0 <= port <= 65535:
+    if type(port) is not int or not 0 <= port <= 65535:
         raise InputError("not a port", f"{port!r:.40}", "pass a whole number from 0 to 65535")
     handler = type("Handler", (_Handler,), {"monitor": monitor})
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server = _Quiet(("127.0.0.1", port), handler)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UnavailableError(f"cannot serve metrics on port {port}", reason, "choose another port, or 0") from error
@@ -254,9 +262,11 @@ class JsonLines(Closing):
                 raise InputError("the file of JSON lines is closed", str(self._path), "write before close()")
             start = self._file.tell()
             if start and start + len(line) > self._most:
-                self._file.close()
+                # In this order: when a step fails the old file is still open, and the next line tries again.
                 os.replace(self._path, self._path.with_name(f"{self._path.name}.1"))
-                self._file, start = open(self._path, "ab", buffering=0), 0  # noqa: SIM115 - closed by close()
+                fresh = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+                self._file.close()
+                self._file, start = fresh, 0
             if self._file.write(line) != len(line):
                 self._file.truncate(start)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

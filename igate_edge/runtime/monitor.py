@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..contract import is_number
 from ..errors import InputError
 from .drift import Drift
 from .histogram import Histogram
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .device import State
     from .frame import Result
 
+#: Frames that a verdict may look back on: all of them are looked through for every verdict.
+MOST_WINDOW = 1_000_000
 #: Levels of a verdict with their numbers in diagnostic_msgs/DiagnosticStatus.
 LEVELS = {"OK": 0, "WARN": 1, "ERROR": 2, "STALE": 3}
 #: p99 from this share of the budget on is a warning.
@@ -63,8 +66,8 @@ class Monitor:
 
     budget_ms: what `end_to_end` may take; a frame above it missed its deadline. period_ms: the camera's period.
     window: frames that the verdict looks back on. reference: the bundle's manifest["reference"], else drift is unknown.
-    state: reads the board (`runtime.device.read_state`); called at most twice a second, never from `frame`. clock:
-    seconds. `on_alarm(reason)` is called, on the thread that noticed and outside any lock, when STREAK deadlines in a
+    state: reads the board (`runtime.device.read_state`); called at most twice a second, never from `frame`; where it
+    raises, the board is unknown and "look_failed" is counted. clock: seconds. `on_alarm(reason)` is called, on the thread that noticed and outside any lock, when STREAK deadlines in a
     row were missed, when drift becomes high, and on an event "error" or "error/...". Raises InputError for numbers that
     are no budget, period or window, and for a reference that cannot be read.
 
@@ -85,10 +88,11 @@ class Monitor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         for name, value in (("budget", budget_ms), ("period", period_ms)):
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not (is_number(value) and value > 0):
                 raise InputError(f"not a {name} in milliseconds", f"{value!r:.40}", "pass a number above 0, or None")
-        if not isinstance(window, int) or window < 8:
-            raise InputError("not a window", f"{window!r:.40}", "pass a whole number of frames, at least 8")
+        if not isinstance(window, int) or not 8 <= window <= MOST_WINDOW:
+            fix = f"pass a whole number of frames, 8 to {MOST_WINDOW:,}"
+            raise InputError("not a window", f"{window!r:.40}", fix)
         self.budget_ms, self.period_ms, self.window = budget_ms, period_ms, window
         self.on_alarm: Callable[[str], object] | None = None
         self._state, self._load, self._clock = state, load, clock
@@ -136,6 +140,8 @@ class Monitor:
 
     def count(self, event: str, n: int = 1) -> None:
         """Count `n` events: "received", "dropped", "stale", "refused/REASON", "error/KIND", or any other name."""
+        if not isinstance(event, str) or type(n) is not int:
+            raise InputError("not an event", f"{event!r:.40}, {n!r:.40} times", "pass a name and a whole number")
         error = event == "error" or event.startswith("error/")
         with self._lock:
             self._counts[event] += n
@@ -294,7 +300,14 @@ class Monitor:
         with self._lock:
             if self._looks and now - self._looks[-1].at < LOOK_S:
                 return
-        look = Look(now, self._state() if self._state is not None else None, self._load())
+        state = load = None
+        try:
+            state = self._state() if self._state is not None else None
+            load = self._load()
+        except Exception:  # a board's file that nobody foresaw must not silence verdict, watchdog and scrapes
+            with self._lock:
+                self._counts["look_failed"] += 1
+        look = Look(now, state, load)
         with self._lock:
             self._looks.append(look)
             for name, (current, _) in clocks(look.state).items():

@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from ..contract import OutputSpec, Preprocess
+from ..contract import OutputSpec, Preprocess, is_number
 from ..engines.session import Closing
 from ..errors import InputError
 from . import encodings
@@ -64,7 +64,8 @@ class Pipeline(Closing):
     all of the engine's. depth_range: metres (least, most); beyond them depth is NaN. max_age_ms: in mode "latest" an
     older result is not published. borrowed: a result's arrays are written again once the sink has returned. One camera
     a pipeline where frames are live; pipelines may share an engine, which stays open. Raises InputError for an unknown
-    mode, fit, place or task.
+    mode, fit, place or task, and for an age,
+    a sink or a range of depth that is none.
 
     >>> class Grey:
     ...     preprocess, tasks = Preprocess(1, 1), (OutputSpec("far", "depth", 1),)
@@ -92,10 +93,14 @@ class Pipeline(Closing):
         max_age_ms: float | None = 1000.0,
     ) -> None:
         for name, value, known in (("mode", mode, MODES), ("fit", fit, FITS), ("size", at, ("frame", "network"))):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise InputError(f"a pipeline has no such {name}", f"got {value!r:.40}", f"use {' or '.join(known)}")
-        if max_age_ms is not None and not max_age_ms > 0:
+        if max_age_ms is not None and not (is_number(max_age_ms) and max_age_ms > 0):
             raise InputError("not an age in milliseconds", f"{max_age_ms!r:.40}", "pass a number above 0, or None")
+        if not callable(sink):
+            raise InputError("not a sink", f"got {sink!r:.40}", "pass a function that takes a Result")
+        if depth_range is not None and not _ordered(depth_range):
+            raise InputError("not a range of depth", f"{depth_range!r:.40}", "pass (least, most) in metres, or None")
         self._engine, self._sink, self._monitor, self._recorder = engine, sink, monitor, recorder
         self._live = mode == "latest"
         self._max_age_ms = max_age_ms if self._live else None
@@ -135,10 +140,11 @@ class Pipeline(Closing):
         begun = min((start for start in self._busy.values() if start), default=0.0)
         return time.monotonic() - begun if begun else 0.0
 
-    def select(self, tasks: Sequence[str] | None) -> None:
+    def select(self, tasks: Collection[str] | None) -> None:
         """Answer only these tasks from the next frame on (None = all, empty = none); raises InputError as above."""
         known = {spec.name for spec in self._all}
-        if tasks is not None and (isinstance(tasks, str) or not known.issuperset(tasks)):
+        named = isinstance(tasks, list | tuple | set | frozenset) and all(isinstance(name, str) for name in tasks)
+        if tasks is not None and not (named and known.issuperset(tasks)):
             evidence = f"asked: {tasks!r:.80}; the engine has {', '.join(sorted(known))}"
             raise InputError("unknown task", evidence, "name tasks of the engine")
         self._tasks = tuple(spec for spec in self._all if tasks is None or spec.name in tasks)
@@ -180,6 +186,8 @@ class Pipeline(Closing):
         Pixels are not copied where the source says `owned = True`. Raises what the source raised when it fails
         SOURCE_FAILURES times in a row; a single failure is an event "source".
         """
+        if not isinstance(source, Iterable):
+            raise InputError("not a source of frames", f"got {source!r:.60}", "pass an iterable of frames")
         self._source, failures = source, 0
         owned = bool(getattr(source, "owned", False))
         try:
@@ -199,7 +207,7 @@ class Pipeline(Closing):
                 self.submit(frame, owned=owned)
         finally:
             self._source = None
-            _close_source(source)
+            self._close_source(source)
         if not self._tally.wait(None, lambda: self._stopped):
             self._tally.wait(STOP_S)
         return self.counts
@@ -211,7 +219,7 @@ class Pipeline(Closing):
     def stop(self) -> None:
         """End `run` after the frame in hand, for good; from any thread, or by `supervise.stop_on_signals`."""
         self._stopped = True
-        _close_source(self._source)
+        self._close_source(self._source)
         self._tally.wake()
 
     def close(self, drain: bool = True, timeout_s: float = 5.0) -> None:
@@ -236,10 +244,20 @@ class Pipeline(Closing):
             if thread.is_alive() and thread is not threading.current_thread():
                 self._tally.event("left", f"the stage {thread.name!r} did not end within {timeout_s:g} s")
 
+    def _close_source(self, source: object) -> None:
+        """Close it where it can be: a camera that fails even then must not keep the pipeline from ending."""
+        try:
+            getattr(source, "close", lambda: None)()
+        except ValueError:
+            pass  # a generator that is just running in another thread: it is looked at after its frame
+        except Exception as error:
+            self._tally.event("source", _sentence(error))
+
     def _join(self, deadline: float) -> None:
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(max(deadline - time.monotonic(), 0.0))
+                # No more than a lock can wait, and no less than nothing: also where the time is NaN.
+                thread.join(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
 
     def _in_order(self, frame: Frame, size: tuple[int, int]) -> bool:
         """Whether a live frame is newer than all before it; also notes what else about the camera changed."""
@@ -362,13 +380,11 @@ class Pipeline(Closing):
                 self._tally.event("recorder", _sentence(failure))
 
 
+def _ordered(pair: object) -> bool:
+    """Whether it is two numbers of which the first is smaller; the second may be infinite."""
+    good = isinstance(pair, tuple | list) and len(pair) == 2 and is_number(pair[0])
+    return good and (is_number(pair[1]) or pair[1] == float("inf")) and pair[0] < pair[1]
+
+
 def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _close_source(source: object) -> None:
-    close = getattr(source, "close", None)
-    if close is not None:
-        # A generator that is just running in another thread cannot be closed; it is looked at after its frame.
-        with contextlib.suppress(ValueError):
-            close()

@@ -121,6 +121,8 @@ class Tally:
 
     def wait(self, timeout_s: float | None, until: Callable[[], bool] = lambda: False) -> bool:
         """True once nothing is inside; False after `timeout_s` or when `until` holds (see `wake`)."""
+        if timeout_s is not None and not timeout_s <= threading.TIMEOUT_MAX:
+            timeout_s = None  # longer than a lock can wait: for ever
         with self._changed:
             self._changed.wait_for(lambda: not self._inside or until(), timeout_s)
             return not self._inside

@@ -17,11 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from ..contract import is_number
 from ..engines.session import Closing
-from ..errors import DataError, InputError, UnavailableError
+from ..errors import DataError, IgateError, InputError, UnavailableError
+from ..files import as_path
 from .camera import pinhole
+from .encodings import MAX_PIXELS
 from .frame import Camera, Frame
 from .mailbox import Closed, Mailbox
+
+#: Seconds that closing a camera waits for the frame in hand.
+CLOSE_S = 1.0
 
 
 class _Source(Closing):
@@ -67,7 +73,7 @@ class Folder(_Source):
         from ..frames import list_images, read_image
 
         super().__init__()
-        self._files, self._read = list_images(path), read_image
+        self._files, self._read = list_images(as_path(path)), read_image
         self._period, self._paced, self._begun = 1.0 / _rate(rate_hz), paced, time.monotonic()
         self._like = Frame(np.empty(0), "rgb8", 0, frame_id, str(path), camera)
         self._next = 0
@@ -90,7 +96,7 @@ class Video(_Source):
     """Frames of a video file as rgb8, by PyAV (extra `video`); stamps are the video's own times plus one nanosecond.
 
     live: the file is a camera (see `v4l2`): stamps are the time of day at which a frame came. Raises DataError
-    (no file, no video in it, damage: then after the frames before it) and UnavailableError without PyAV.
+    (no file, no video in it, damage: then after the frames before it) and UnavailableError (no PyAV, no such camera).
     """
 
     def __init__(
@@ -109,7 +115,8 @@ class Video(_Source):
         except ModuleNotFoundError as error:
             fix = "pip install 'igate-edge[video]', or turn the video into images first"
             raise UnavailableError("reading a video needs PyAV", f"{path}: {error}", fix) from error
-        self._path, self._live, self._failures = str(path), live, (av.error.FFmpegError, OSError)
+        self._path, self._live = str(as_path(path)), live
+        self._failures = (av.error.FFmpegError, OSError, UnicodeEncodeError)
         self._like = Frame(np.empty(0), "rgb8", 0, frame_id, self._path, camera)
         self._lock = threading.Lock()
         try:
@@ -134,14 +141,20 @@ class Video(_Source):
         stamp = time.time_ns() if self._live else round((picture.pts or 0) * (picture.time_base or 0) * 10**9) + 1
         return replace(self._like, data=pixels, stamp_ns=stamp, received_ns=time.monotonic_ns())
 
-    def _damaged(self, error: Exception) -> DataError:
+    def _damaged(self, error: Exception) -> IgateError:
+        if self._live:
+            fix = "look at its cable, and at `v4l2-ctl --list-devices`"
+            return UnavailableError("the camera cannot be read", f"{self._path}: {error}", fix)
         return DataError("the video cannot be read", f"{self._path}: {error}", "check the file with a video player")
 
     def close(self) -> None:
-        """End after the frame that is being decoded, and close the file."""
+        """End after the frame that is being decoded, and close the file; a camera that hangs is left open."""
         self._ended.set()
-        with self._lock:
-            self._file.close()
+        if self._lock.acquire(timeout=CLOSE_S):
+            try:
+                self._file.close()
+            finally:
+                self._lock.release()
 
 
 class Synthetic(_Source):
@@ -170,9 +183,14 @@ class Synthetic(_Source):
         frame_id: str = "camera",
     ) -> None:
         super().__init__()
-        if not (width > 0 and height > 0 and jitter_ms >= 0 and 0 <= drop_share < 1):
-            evidence = f"{width}x{height}, jitter {jitter_ms} ms, drops {drop_share}"
-            raise InputError("not a camera", evidence, "give sizes above 0, jitter from 0, drops from 0 to below 1")
+        good = is_number(jitter_ms) and is_number(drop_share) and jitter_ms >= 0 and 0 <= drop_share < 1
+        for count in (width, height, seed, stamp_ns, 0 if frames is None else frames):
+            good = good and type(count) is int and count >= 0
+        if not good or not 0 < width * height <= MAX_PIXELS:
+            evidence = f"{width!r:.20}x{height!r:.20}, frames {frames!r:.20}, jitter {jitter_ms!r:.20} ms"
+            evidence += f", drops {drop_share!r:.20}, seed {seed!r:.20}, stamp {stamp_ns!r:.20}"
+            fix = f"give 1 to {MAX_PIXELS:,} pixels, whole numbers, jitter from 0, drops from 0 to below 1"
+            raise InputError("not a camera", evidence, fix)
         self._random = np.random.default_rng(seed)
         self._period_ns, self._first, self._paced = round(1e9 / _rate(rate_hz)), stamp_ns, paced
         self._jitter_ms, self._drop_share = jitter_ms, drop_share
@@ -223,6 +241,8 @@ class Push(_Source):
 
     def push(self, frame: Frame, *, owned: bool = False) -> bool:
         """Hand in a frame, copied unless `owned`; False once the source is closed. Never waits."""
+        if not isinstance(frame, Frame):
+            raise InputError("not a frame", f"got {frame!r:.60}", "push a runtime.frame.Frame")
         try:
             pixels = frame.data if owned else np.array(frame.data, order="C")
             if self._box.put(replace(frame, data=pixels)) is not None:
@@ -270,17 +290,22 @@ class Capture(_Source):
                 raise StopIteration
             good, pixels = self._camera.read()
         if not good:
-            raise DataError("the camera gave no frame", str(self._like.source), "look at its cable and its driver")
+            fix = "look at its cable and its driver"
+            raise UnavailableError("the camera gave no frame", str(self._like.source), fix)
         return replace(self._like, data=pixels, stamp_ns=time.time_ns(), received_ns=time.monotonic_ns())
 
     def close(self) -> None:
-        """End after the frame that is being fetched, and free the camera."""
+        """End after the frame that is being fetched, and free the camera; one that hangs is left open."""
         self._ended.set()
-        with self._lock, contextlib.suppress(Exception):
-            self._camera.release()
+        if self._lock.acquire(timeout=CLOSE_S):
+            try:
+                with contextlib.suppress(Exception):
+                    self._camera.release()
+            finally:
+                self._lock.release()
 
 
 def _rate(rate_hz: float) -> float:
-    if not 0 < rate_hz < 1e6:
-        raise InputError("not a rate", f"{rate_hz!r:.40} frames a second", "give a number above 0")
+    if not is_number(rate_hz) or not 1e-6 <= rate_hz < 1e6:
+        raise InputError("not a rate", f"{rate_hz!r:.40} frames a second", "give a number from 0.000001 to a million")
     return float(rate_hz)

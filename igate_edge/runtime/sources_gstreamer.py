@@ -85,7 +85,7 @@ def _device(name: str) -> str:
 
 
 def _format(pixels: str) -> tuple[str, str]:
-    if pixels not in FORMATS:
+    if not isinstance(pixels, str) or pixels not in FORMATS:
         raise InputError("not a camera's pixel format", f"{pixels!r:.40}", f"use {', '.join(FORMATS)}")
     return FORMATS[pixels]
 

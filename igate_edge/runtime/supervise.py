@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..contract import OutputSpec, Preprocess
+from ..contract import OutputSpec, Preprocess, is_number
 from ..engines.session import Closing
 from ..errors import InputError, UnavailableError
 
@@ -21,6 +21,10 @@ from ..errors import InputError, UnavailableError
 MAX_LEFT = 3
 #: An engine that answered for so long starts with short pauses again.
 STEADY_S = 60.0
+#: Seconds that the end of `stop_on_signals` waits for a `stop` that is still running.
+STOP_S = 5.0
+#: The longest time in seconds that may be set.
+DAY_S = 86_400.0
 #: Seconds without an engine after which only a new process helps: opening it may hang as well.
 DOWN_S = 300.0
 
@@ -50,6 +54,8 @@ class _Worker:
     def call(self, image: np.ndarray, limit_s: float) -> dict[str, np.ndarray] | None:
         """The engine's answer, None when there is none within `limit_s`; raises what the engine raised."""
         with self._changed:
+            if self._ended:  # closed by another thread since the caller looked: nobody would answer
+                raise UnavailableError("the engine is closed", "close() was called meanwhile", "open another one")
             self._image, self._answer = image, None
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: self._answer is not None, limit_s):
@@ -70,7 +76,7 @@ class _Worker:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._image is not None or self._ended)
-                if self._ended:
+                if self._image is None:  # what was handed in before the end is still answered
                     break
                 image, self._image = self._image, None
             assert image is not None
@@ -108,8 +114,10 @@ class Supervised(Closing):
         on_change: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not (hang_s > 0 and 0 < backoff_s[0] <= backoff_s[1]):
-            raise InputError("not times of a supervisor", f"hang_s {hang_s!r:.30}, backoff_s {backoff_s!r:.30}", "")
+        pair = backoff_s if isinstance(backoff_s, tuple | list) and len(backoff_s) == 2 else (0, 0)
+        if not all(is_number(time) and 0 < time <= DAY_S for time in (hang_s, *pair)) or pair[0] > pair[1]:
+            evidence = f"hang_s {hang_s!r:.30}, backoff_s {backoff_s!r:.30}"
+            raise InputError("not times of a supervisor", evidence, "give seconds above 0, the shorter pause first")
         self._open, self._hang_s, self._backoff_s = open, hang_s, backoff_s
         self._on_change, self._clock = on_change, clock
         self._lock = threading.Lock()
@@ -159,14 +167,17 @@ class Supervised(Closing):
         with self._lock:
             self._worker, self._since = None, self._clock()
             self._left = [thread for thread in self._left if thread.is_alive()]
-            stopped = self._stop.is_set()
+            full = self._full()
+            status = f"opening the engine again: {reason}"
+            if full:
+                status = f"given up, {MAX_LEFT} engines hang: {reason}; restart the process"
+            stopped = not self._set(status)
         worker.end()
         if stopped:
             return
-        if self._full():
-            self._say(f"given up, {MAX_LEFT} engines hang: {reason}; restart the process")
+        self._tell(status)
+        if full:
             return
-        self._say(f"opening the engine again: {reason}")
         threading.Thread(target=self._reopen, name="igate supervisor", daemon=True).start()
 
     def _reopen(self) -> None:
@@ -176,7 +187,11 @@ class Supervised(Closing):
                 worker = self._opened()
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                self._say(f"the engine cannot be opened, next try in {self._pause:g} s: {reason}")
+                status = f"the engine cannot be opened, next try in {self._pause:g} s: {reason}"
+                with self._lock:
+                    told = self._set(status)
+                if told:
+                    self._tell(status)
                 continue
             with self._lock:
                 if self._stop.is_set():
@@ -184,7 +199,8 @@ class Supervised(Closing):
                     return
                 self._worker, self._since = worker, self._clock()
                 self.restarts += 1
-            self._say("ready")
+                self._set("ready")
+            self._tell("ready")
             return
 
     def _opened(self) -> _Worker:
@@ -195,8 +211,14 @@ class Supervised(Closing):
             raise InputError("the bundle was replaced by one with another input or other tasks", "", fix)
         return _Worker(engine)
 
-    def _say(self, status: str) -> None:
+    def _set(self, status: str) -> bool:
+        """Under the lock, with the change itself: a thread that comes late must not undo what happened since."""
+        if self._stop.is_set():
+            return False
         self.status = status
+        return True
+
+    def _tell(self, status: str) -> None:
         if self._on_change is not None:
             with contextlib.suppress(Exception):
                 self._on_change(status)
@@ -206,7 +228,7 @@ class Supervised(Closing):
         self._stop.set()
         with self._lock:
             worker, self._worker = self._worker, None
-        self.status = "closed"
+            self.status = "closed"
         if worker is not None:
             worker.end()
 
@@ -245,8 +267,9 @@ def stop_on_signals(
         for number, old in before.items():
             signal.signal(number, old if old is not None else signal.SIG_DFL)
         os.close(writer)
-        thread.join()
-        os.close(reader)
+        thread.join(STOP_S)
+        if not thread.is_alive():  # else `stop` hangs, and the process must end all the same
+            os.close(reader)
 
 
 @contextlib.contextmanager

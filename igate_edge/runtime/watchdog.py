@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -24,7 +25,7 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
             # A service manager that hangs must not hang the robot.
             sock.settimeout(1.0)
             sock.connect("\0" + address[1:] if address[0] == "@" else address)
-            sock.sendall(state.encode())
+            sock.sendall(state.encode(errors="replace"))
     except OSError:
         return False
     return True
@@ -33,8 +34,8 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
 class Watchdog(Closing):
     """Reports READY at once, and WATCHDOG=1 as long as `alive()` holds, twice in the time that the unit allows.
 
-    Once `alive()` is false WATCHDOG=1 comes no more, and systemd restarts the service (WatchdogSec= and Restart= of the
-    unit). status: a sentence that `systemctl status` shows. Does nothing where no service manager listens.
+    Once `alive()` is false, or raises, WATCHDOG=1 comes no more, and systemd restarts the service (WatchdogSec= and
+    Restart= of the unit). status: a sentence that `systemctl status` shows. Does nothing where nobody listens.
     """
 
     def __init__(
@@ -50,18 +51,28 @@ class Watchdog(Closing):
             return
         limit = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
-        self._period = int(limit) / 2e6 if limit.isdigit() and int(limit) and ours else 5.0
+        micros = int(limit) if limit.isdecimal() and ours else 0
+        self._period = min(micros / 2e6, 60.0) if micros else 5.0
         self._thread = threading.Thread(target=self._report, name="igate watchdog", daemon=True)
         self._thread.start()
 
     def _report(self) -> None:
         while True:
-            if self._alive():
-                notify("WATCHDOG=1", self._environment)
+            with contextlib.suppress(Exception):  # who cannot tell is not alive
+                if self._alive():
+                    notify("WATCHDOG=1", self._environment)
             if self._status is not None:
-                notify(f"STATUS={self._status()}".replace("\n", " "), self._environment)
+                notify(f"STATUS={self._sentence(self._status)}".replace("\n", " "), self._environment)
             if self._stop.wait(self._period):
                 return
+
+    @staticmethod
+    def _sentence(status: Callable[[], str]) -> str:
+        """What it says; a fault of the sentence must not end the reports, or a healthy service is restarted."""
+        try:
+            return status()
+        except Exception as error:
+            return f"unknown: {type(error).__name__}: {error}"
 
     def close(self) -> None:
         """Report STOPPING and end; closing twice is fine."""

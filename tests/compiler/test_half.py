@@ -10,6 +10,7 @@ import pytest
 
 from igate_edge.compiler import calibrate, lint, quantize
 from igate_edge.compiler.half import half
+from igate_edge.errors import InputError
 
 
 def _int8(name: str) -> tuple[ir.Model, int8_nets.Net]:
@@ -99,7 +100,8 @@ def test_a_name_that_is_taken_is_not_taken_again() -> None:
     net = int8_nets.Net(size=8)
     rng = np.random.default_rng(1)
     first = net.conv("image", 4, k=1, weight=rng.normal(size=(4, 3, 1, 1)), name="a")
-    model = net.model(net.act(net.conv(first, 2, k=1, act=None, name="b"), "Sigmoid", name="end"))
+    large = np.full((2, 4, 1, 1), 70000.0)  # beyond FP16: it stays, under its own name
+    model = net.model(net.act(net.conv(first, 2, k=1, act=None, weight=large, name="b"), "Sigmoid", name="end"))
     frame = net.frames(1)[0]
     plain = int8_nets.run(half(model), frame)
     weights = {node.name: node.inputs[1] for node in model.graph if node.op_type == "Conv"}

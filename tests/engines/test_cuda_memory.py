@@ -369,3 +369,15 @@ def test_available_memory(tmp_path: Path, integrated: bool, text: str | None, wa
     cuda = FakeCuda(device=Device("x", "8.7", "12.6", integrated), free_bytes=5000)
     with cuda.current():
         assert cuda_memory.available_memory(cuda, tmp_path / "meminfo") == want
+
+
+@pytest.mark.parametrize("kind", [None, 5, [], "cupy", "", b"pycuda"])
+def test_an_adapter_that_is_none(kind: object) -> None:
+    with pytest.raises(InputError, match="unknown CUDA adapter .*known: cuda-bindings, pycuda"):
+        open_cuda(kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ordinal", [None, -1, "0", 1.0, True, 2**40])
+def test_a_device_number_that_is_none(ordinal: object) -> None:
+    with pytest.raises(InputError, match="not a device's number"):
+        open_cuda("auto", ordinal)  # type: ignore[arg-type]

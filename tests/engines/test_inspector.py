@@ -7,10 +7,11 @@ from typing import Any
 
 import int8_nets
 import onnx_ir as ir
+import plugin_kit
 import pytest
 from standin_engine import inspector_json, inspector_rows, row
 
-from igate_edge.compiler import calibrate, graph, quantize
+from igate_edge.compiler import calibrate, functions, graph, quantize
 from igate_edge.compiler.half import half
 from igate_edge.engines import inspector
 from igate_edge.errors import CheckFailed
@@ -114,3 +115,22 @@ def test_odd_rows_do_not_crash() -> None:
     odd = {"Name": 5, "LayerType": None, "Inputs": "x", "Outputs": [3, {}], "Weights": [], "Metadata": None}
     (layer,) = inspector.parse(json.dumps({"Layers": [odd], "Bindings": ["a"]})).layers
     assert not layer.int8 and not layer.reformat and layer.inputs == ()
+
+
+def test_nodes_of_local_functions_and_of_the_plugin_are_found(model: ir.Model) -> None:
+    """The metadata is what TensorRT-RTX 1.7's parser wrote for such a file."""
+    calls = functions.with_functions(model)
+    named = functions.layers(calls)
+    data = graph.dump(calls)
+    metadata = [row["Metadata"] for row in inspector_rows(data)]
+    first = next(node for node in calls.graph if node.name in named)
+    conv = f"{first.name}/{first.name}"
+    assert f"[ONNX Layer: {conv} | {first.name} ({first.op_type})]" in metadata
+    verdict = judged(inspector_rows(data), "10.3.0", calls)
+    assert verdict.problems == [] and conv in verdict.int8 and len(verdict.int8) == len(inspector.expected(model)[0])
+    dropped = functions.drop_functions(calls, plugin_kit.image(), only=[first.name or ""])
+    rows = inspector_rows(graph.dump(dropped))
+    assert first.name in judged(rows, "10.3.0", dropped).int8
+    plugin = next(row for row in rows if row["LayerType"] == "PluginV3")
+    rows.remove(plugin)
+    assert judged(rows, "10.3.0", dropped).problems == [f"{first.name} is not INT8: no layer of the engine names it"]

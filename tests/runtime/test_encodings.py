@@ -178,3 +178,22 @@ def test_rgb_is_passed_on_and_strides_do_not_matter() -> None:
     data = RNG.integers(0, 256, (12, 16, 3), np.uint8)
     assert to_rgb(Frame(data, "rgb8")) is data
     assert np.array_equal(to_rgb(Frame(data[::-1, ::2], "bgr8")), data[::-1, ::2, ::-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": -2, "width": -2},
+        {"height": None},
+        {"width": 2.0},
+        {"step": float("nan")},
+        {"buffer": None},
+        {"buffer": "text"},
+        {"encoding": []},
+        {"height": 10**9, "width": 10**9, "step": 10**9},
+    ],
+)
+def test_rows_that_are_none_are_refused(change: dict[str, object]) -> None:
+    good = {"buffer": bytes(6), "height": 2, "width": 2, "step": 3, "encoding": "mono8"}
+    with pytest.raises(Refused):
+        strided(**(good | change))  # type: ignore[arg-type]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from monitored import Clock, feed
@@ -148,3 +152,41 @@ def test_a_full_disk_is_said(monitor: Monitor) -> None:
     with pytest.raises(UnavailableError, match=os.strerror(errno.ENOSPC)):
         lines.write(monitor.snapshot())
     lines.close()
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+
+    answered = threading.Event()
+
+    class Slow(Monitor):
+        def snapshot(self) -> dict[str, Any]:
+            client.close()  # with a reset, before anything was answered
+            try:
+                return super().snapshot()
+            finally:
+                answered.set()
+
+    with serve(Slow(), 0) as server:
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert answered.wait(20)
+        for thread in threading.enumerate():
+            if "process_request" in thread.name:
+                thread.join(20)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_cannot_move_away_is_tried_again(tmp_path: Path) -> None:
+    path, way = tmp_path / "health.jsonl", tmp_path / "health.jsonl.1"
+    snapshot = Monitor().snapshot()
+    with JsonLines(path, max_bytes=1) as lines:
+        lines.write(snapshot)
+        (way / "full").mkdir(parents=True)
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="cannot write"):
+                lines.write(snapshot)
+        (way / "full").rmdir()
+        way.rmdir()
+        lines.write(snapshot)
+    assert len(path.read_text().splitlines()) == len(way.read_text().splitlines()) == 1

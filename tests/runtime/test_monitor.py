@@ -176,3 +176,31 @@ def test_nothing_grows_with_the_frames(clock: Clock) -> None:
 def test_wrong_numbers_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Monitor(**options)  # type: ignore[arg-type]
+
+
+def test_a_board_that_cannot_be_read_silences_nothing() -> None:
+    def broken() -> None:
+        raise OSError("sysfs")
+
+    clock = Clock()
+    for fault in ({"state": broken}, {"load": broken}):
+        monitor = Monitor(10.0, **{"load": clock.quiet, "clock": clock, **fault})  # type: ignore[arg-type]
+        feed(monitor, clock, 1.0)
+        assert monitor.verdict().level == "OK"
+        assert monitor.snapshot()["counts"] == {"look_failed": 1}
+        clock.now += 1
+        assert monitor.snapshot()["counts"] == {"look_failed": 2}
+
+
+@pytest.mark.parametrize(("event", "n"), [(None, 1), (b"error", 1), ("error", None), ("error", 1.5), ("error", True)])
+def test_what_is_no_event_is_refused(event: str, n: int) -> None:
+    monitor = Monitor()
+    with pytest.raises(InputError, match="not an event"):
+        monitor.count(event, n)
+    assert monitor.snapshot()["counts"] == {}
+
+
+@pytest.mark.parametrize("settings", [{"budget_ms": "5"}, {"period_ms": []}, {"window": 10**9}, {"window": None}])
+def test_settings_of_other_types(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="not a (budget|period|window)"):
+        Monitor(**settings)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from igate_edge.errors import InputError
 from igate_edge.reports.pictures import palette
 from igate_edge.runtime.frame import Result
 from igate_edge.runtime.overlay import colour_overlay, overlay
@@ -46,3 +47,23 @@ def test_depth_or_normals_where_there_are_no_classes() -> None:
     assert overlay(result(normals=normals))[0, 0].tolist() == [128, 128, 0]
     assert np.array_equal(overlay(result()), IMAGE) and not np.shares_memory(overlay(result()), IMAGE)
     assert np.array_equal(overlay(result(depth=depth, seg=CLASSES)), colour_overlay(IMAGE, CLASSES))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alpha": float("nan")},
+        {"alpha": 1.5},
+        {"alpha": None},
+        {"classes": np.zeros((3, 2), np.uint8)},
+        {"classes": np.zeros((2, 3), np.int64)},
+        {"classes": None},
+        {"image": np.zeros((2, 3, 3))},
+        {"colours": {256: (1, 2, 3)}},
+        {"colours": {1: (1, 2, 999)}},
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change: dict[str, object]) -> None:
+    good = {"image": np.zeros((2, 3, 3), np.uint8), "classes": np.zeros((2, 3), np.uint8)}
+    with pytest.raises(InputError):
+        colour_overlay(**(good | change))  # type: ignore[arg-type]

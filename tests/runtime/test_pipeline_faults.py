@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from robot import PATIENCE, Echo, Gated, Notes, check_whole, numbered
 
+from igate_edge.errors import InputError
 from igate_edge.runtime.camera import pinhole
 from igate_edge.runtime.frame import Frame, Result
 from igate_edge.runtime.pipeline import Pipeline
@@ -366,3 +367,31 @@ def test_no_frame_is_torn_or_mixed_while_everything_goes_wrong_at_once() -> None
     assert counts.received == 500 and counts.inside == 0
     assert counts.refused["size"] > 20 and counts.errors["infer"] > 2 and counts.errors["sink"] > 2
     assert counts.answered + counts.errors["sink"] == len(seen)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sink": None},
+        {"mode": None},
+        {"fit": []},
+        {"tasks": 5},
+        {"tasks": [[]]},
+        {"tasks": "far"},
+        {"max_age_ms": "x"},
+        {"max_age_ms": float("nan")},
+        {"depth_range": (1.0, float("nan"))},
+        {"depth_range": (2.0, 1.0)},
+        {"depth_range": "ab"},
+    ],
+)
+def test_settings_that_are_none_are_refused(settings: dict[str, object]) -> None:
+    before = threading.active_count()
+    with pytest.raises(InputError):
+        Pipeline(Echo(), **{"sink": print, **settings})  # type: ignore[arg-type]
+    assert threading.active_count() == before
+
+
+def test_what_is_no_source_is_refused() -> None:
+    with Pipeline(Echo(), print) as pipeline, pytest.raises(InputError, match="not a source of frames"):
+        pipeline.run(None)  # type: ignore[arg-type]

@@ -184,3 +184,39 @@ def test_a_camera_without_opencv_or_without_a_camera(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(UnavailableError, match="this camera needs OpenCV"):
         Capture(0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width": 10**9, "height": 10**9},
+        {"width": 2.5},
+        {"height": None},
+        {"frames": "x"},
+        {"frames": -1},
+        {"seed": -1},
+        {"jitter_ms": float("inf")},
+        {"drop_share": float("nan")},
+        {"rate_hz": None},
+        {"rate_hz": 1e-300},
+        {"stamp_ns": 1.5},
+    ],
+)
+def test_what_is_no_camera_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="not a (camera|rate)"):
+        Synthetic(**settings)  # type: ignore[arg-type]
+
+
+def test_paths_and_frames_that_are_none() -> None:
+    with pytest.raises(InputError, match="not a path"):
+        Folder("a\0b")
+    with pytest.raises(InputError, match="not a path"):
+        Folder(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not a frame"):
+        Push().push(None)  # type: ignore[arg-type]
+
+
+def test_a_camera_that_is_not_there_is_no_wrong_use() -> None:
+    pytest.importorskip("av", reason="NOT TESTED: a camera by PyAV needs the extra video")
+    with pytest.raises(UnavailableError, match="the camera cannot be read: /dev/video63"):
+        Video(**sources_gstreamer.v4l2("/dev/video63"))

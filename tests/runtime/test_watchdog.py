@@ -70,3 +70,29 @@ def test_another_process_is_watched_or_nobody(manager: socket.socket) -> None:
     dog.close()
     with Watchdog(lambda: True, environment=environment(manager, WATCHDOG_USEC="20000", WATCHDOG_PID="1")) as other:
         assert other._period == 5.0
+
+
+def test_a_fault_of_the_sentence_is_told_and_one_of_the_check_is_not_alive(manager: socket.socket) -> None:
+    def broken() -> str:
+        raise KeyError("clock")
+
+    def odd() -> str:
+        return "frames of \udcff"
+
+    with Watchdog(lambda: True, broken, environment(manager, WATCHDOG_USEC="20000")):
+        assert manager.recv(100) == b"READY=1"
+        for _ in range(2):
+            assert manager.recv(100) == b"WATCHDOG=1"
+            assert manager.recv(100) == b"STATUS=unknown: KeyError: 'clock'"
+    while manager.recv(100) != b"STOPPING=1":
+        pass
+    with Watchdog(lambda: bool(broken()), odd, environment(manager, WATCHDOG_USEC="20000")):
+        assert manager.recv(100) == b"READY=1"
+        assert [manager.recv(100) for _ in range(3)] == [b"STATUS=frames of ?"] * 3
+
+
+@pytest.mark.parametrize("limit", ["", "0", "-1", "x", "\u00b2", "9" * 40])
+def test_any_limit_of_the_manager_is_survived(manager: socket.socket, limit: str) -> None:
+    with Watchdog(lambda: True, None, environment(manager, WATCHDOG_USEC=limit)):
+        assert manager.recv(100) == b"READY=1" and manager.recv(100) == b"WATCHDOG=1"
+    assert manager.recv(100) == b"STOPPING=1"
