@@ -23,7 +23,7 @@ from .compiler import layout
 from .engines import onnxruntime as ort
 from .engines.tensorrt import BuildCancelled, Progress
 from .errors import CheckFailed, IgateError, InputError, UnavailableError
-from .files import as_path, read_file
+from .files import as_path, os_errors, read_file
 from .runtime import cache, cache_lock
 
 __all__ = ["Options", "barriers", "build", "costs_of", "networks", "open_engine", "ranges_for"]
@@ -113,7 +113,8 @@ def build(
     to a minute to find the fastest one for INT8. progress: is told the phases of a TensorRT build; cancelled: asked
     whether to stop it. more: batch, max_ms, seconds, workspace_mb, plugins, see `Options`. Raises BundleError,
     InputError, DataError, UnavailableError, or CheckFailed when the engine does not compute what was packaged or
-    misses its budget; what was built before stays.
+    misses its budget; what was built before stays. Where the kernels and their plugin were built, TensorRT's INT8
+    engine has the layers on it that are faster there, see `BuildReport.plugin`.
     """
     options = Options(backend, threads, precision, cache_dir, calibration, choice=choice, tune=tune, **more)
     _, session, report = open_engine(path, options, progress=progress, cancelled=cancelled)
@@ -318,7 +319,7 @@ def _content(bundle: Bundle, options: Options, names: list[str]) -> dict[str, An
         "preprocess": bundle.manifest["preprocess"],
         "plain": members["plain.onnx"]["sha256"],
         "scales": members["ranges.safetensors"]["sha256"] if frames is None else frames.hexdigest(),
-        "plugins": [hashlib.sha256(read_file(as_path(path))).hexdigest() for path in options.plugins],
+        "plugins": [_digest(as_path(path)) for path in options.plugins],
         "options": {
             "backend": options.backend,
             "threads": options.threads,
@@ -329,3 +330,8 @@ def _content(bundle: Bundle, options: Options, names: list[str]) -> dict[str, An
             "batch": options.batch,
         },
     }
+
+
+def _digest(path: Path) -> str:
+    with os_errors(path, "read"):
+        return hashlib.sha256(read_file(path)).hexdigest()

@@ -130,13 +130,15 @@ class Maker:
         made_for = {name: str(value) for name, value in self.made_for.items()}
         key = cache.cache_key({"timings": made_for, "around": self.board})
         known, _ = cache.load(folder, key, made_for, kind="timings")
-        chosen = how.like.plan.chosen if how.like is not None else {"workspace_mb": options.workspace_mb}
+        chosen: dict[str, Any] = (
+            how.like.plan.chosen if how.like is not None else {"workspace_mb": options.workspace_mb}
+        )
         asked = trt.PlanOptions(
             precision=precision,
             workspace_mb=None if chosen["workspace_mb"] is None else int(chosen["workspace_mb"]),
             batch=None if options.batch == 1 else (1, options.batch, options.batch),
-            aux_streams=AUX_STREAMS if how.like is None else (int(chosen["aux_streams"] or 0),),
-            levels=LEVELS if how.like is None else (int(chosen["level"] or 0),),
+            aux_streams=AUX_STREAMS if how.like is None else (chosen["aux_streams"],),
+            levels=LEVELS if how.like is None else (chosen["level"],),
             seconds=max(options.seconds * how.share, 1.0),
             timing_cache=b"" if known is None else known.payload,
             plugins=plugins_of(options, [how.kit.library] if how.kit else []),

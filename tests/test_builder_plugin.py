@@ -24,7 +24,7 @@ from igate_edge.buildreport import BuildReport
 from igate_edge.cli_engine import build_shown
 from igate_edge.engines import tensorrt
 from igate_edge.engines.onnxruntime import Timing
-from igate_edge.errors import CheckFailed
+from igate_edge.errors import CheckFailed, UnavailableError
 from igate_edge.package import package
 
 FRAMES = tinynet.frames(8)
@@ -233,6 +233,8 @@ def test_a_library_that_was_given_is_taken(bundle: Path, place: Place) -> None:
     plans = gaining(*CALLS)
     assert place.built(bundle, plans, plugins=[given]).plugin["layers"] == list(CALLS)
     assert [asked.plugins for asked in plans.builds] == [(given,)] * 3
+    with pytest.raises(UnavailableError, match="cannot read .*absent.so"):
+        place.built(bundle, plans, plugins=[place.folder / "absent.so"])
 
 
 def test_layers_on_the_plugin_pass_the_gates_or_are_not_used(bundle: Path, place: Place) -> None:

@@ -67,9 +67,10 @@ class Monitor:
     budget_ms: what `end_to_end` may take; a frame above it missed its deadline. period_ms: the camera's period.
     window: frames that the verdict looks back on. reference: the bundle's manifest["reference"], else drift is unknown.
     state: reads the board (`runtime.device.read_state`); called at most twice a second, never from `frame`; where it
-    raises, the board is unknown and "look_failed" is counted. clock: seconds. `on_alarm(reason)` is called, on the thread that noticed and outside any lock, when STREAK deadlines in a
-    row were missed, when drift becomes high, and on an event "error" or "error/...". Raises InputError for numbers that
-    are no budget, period or window, and for a reference that cannot be read.
+    raises, the board is unknown and "look_failed" is counted. clock: seconds. `on_alarm(reason)` is called, on the
+    thread that noticed and outside any lock, when STREAK deadlines in a row were missed, when drift becomes high, and
+    on an event "error" or "error/...". Raises InputError for numbers that are no budget, period or window, and for a
+    reference that cannot be read.
 
     >>> monitor = Monitor(budget_ms=10.0)
     >>> monitor.verdict()

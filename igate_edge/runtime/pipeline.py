@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -380,7 +380,7 @@ class Pipeline(Closing):
                 self._tally.event("recorder", _sentence(failure))
 
 
-def _ordered(pair: object) -> bool:
+def _ordered(pair: Any) -> bool:
     """Whether it is two numbers of which the first is smaller; the second may be infinite."""
     good = isinstance(pair, tuple | list) and len(pair) == 2 and is_number(pair[0])
     return good and (is_number(pair[1]) or pair[1] == float("inf")) and pair[0] < pair[1]
