@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_console import Answer, say
+from .cli_console import Answer
+from .cli_console import say as say_or_fail
 from .errors import InputError
 from .files import _remove_stale, as_path, os_errors
 
@@ -31,6 +32,12 @@ SAY_S = 10.0
 STUCK_S = 4.0
 #: Seconds that the end waits for the camera: longer than `Pipeline.run` waits for its last results.
 LEAVE_S = 8.0
+
+
+def say(text: str) -> None:
+    """As every command does, but a full disk behind stderr ends no service."""
+    with contextlib.suppress(OSError):
+        say_or_fail(text)
 
 
 @dataclass(frozen=True)

@@ -157,3 +157,11 @@ def test_what_a_killed_service_left_is_deleted_and_the_last_answers_stay(tmp_pat
 @pytest.mark.parametrize("seconds", ["inf", "1e300"])
 def test_a_time_that_no_clock_reaches_is_refused_at_once(tmp_path: Path, seconds: str) -> None:
     refused(igate("serve", EXAMPLE, "--port", "0", "--seconds", seconds, "--json"), 2, "not a time in seconds")
+
+
+def test_a_full_disk_behind_stderr_ends_no_service(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "igate_edge", "serve", str(EXAMPLE), "--backend", "onnxruntime", "--json"]
+    command += ["--cache", str(tmp_path / "cache"), "--port", "0", "--seconds", "0.5"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["counts"]["answered"] > 0

@@ -80,7 +80,8 @@ def read_recording(path: str | os.PathLike[str], losses: list[str]) -> tuple[dic
     """
     storage = Storage(path)
     if RECORDING not in storage.topics:
-        evidence = f"{storage.path} has {', '.join(sorted(storage.topics)) or 'no topic'}"
+        there = ", ".join(sorted(storage.topics)) or "; ".join(storage.losses) or "no topic"
+        evidence = f"{storage.path} has {there}"
         raise DataError("not a flight recording", evidence, "pass a flight_*.mcap; for other bags: igate run --bag")
     about: dict[str, Any] = {}
     for record in storage.read({RECORDING}, []):
