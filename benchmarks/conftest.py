@@ -55,6 +55,18 @@ def _no_gpu(item: pytest.Item) -> str:
     return gpu.missing(mark.args[0]) if mark is not None and mark.args else ""
 
 
+@pytest.fixture
+def cores() -> Iterator[int]:
+    """All cores, as a robot has them: stages overlap, so a pipeline that is held to one core is no pipeline."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield os.cpu_count() or 1
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    yield len(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, before)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
     """A benchmark that was skipped or that kept no times proves nothing, so it is a failure."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import judging
 import numpy as np
-import pytest
 from timing import ms
 
 from igate_edge import Engine
@@ -27,18 +25,6 @@ SHARE = 0.05
 #: What the hand-overs between threads may add to the time from submit to result: a tenth of a camera's period.
 LATENCY_MS = 3.3
 BLOCKS, FRAMES, PAIRS = 80, 25, 400
-
-
-@pytest.fixture
-def cores() -> Iterator[int]:
-    """All cores, as a robot has them: stages overlap, so a pipeline that is held to one core is no pipeline."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield os.cpu_count() or 1
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    yield len(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, before)
 
 
 def test_pipeline_and_monitor_cost_at_most_5_percent_of_inference(

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,6 @@ ADDED_MS = 3.0
 #: Without it a VGA image does not fit into the memory that two processes share.
 LARGE = Path(__file__).resolve().parents[1] / "jetson" / "ros2" / "igate_edge_ros" / "config" / "images_fastdds.xml"
 TOPICS = ("/igate/segmentation", "/igate/depth", "/igate/normals")
-
-
-@pytest.fixture
-def cores() -> Iterator[int]:
-    """All cores, as a robot has them."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield os.cpu_count() or 1
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    yield len(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, before)
 
 
 class Timed:

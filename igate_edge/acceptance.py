@@ -6,9 +6,9 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .builder_parts import networks, ranges_for
+from .builder_parts import quantised_for_tensorrt
 from .bundle import Bundle
-from .compiler import graph, layout, quantize
+from .compiler import graph
 from .compiler.half import half
 from .engines import tensorrt_rtx
 
@@ -35,8 +35,7 @@ def models(bundle: Bundle, choice: str = "merged") -> dict[str, bytes]:
 
     choice: the lowering of the layers. Raises BundleError, GraphError, InputError.
     """
-    laid = layout.lay_out(networks(bundle)[0], choice)
-    quantised = quantize.quantize(laid.model, ranges_for(bundle, laid)[0], "trt")
+    laid, quantised = quantised_for_tensorrt(bundle, choice)
     return {"int8": graph.dump(half(quantised)), "half": graph.dump(half(laid.model))}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .bundle import Bundle
-from .compiler import calibrate, cost, graph, layout, masks
+from .compiler import calibrate, cost, graph, layout, masks, quantize
 from .compiler.ranges import by_family, of_layout
 from .errors import BundleError, IgateError
 from .plain import fill
@@ -106,6 +106,12 @@ def ranges_for(
     inputs = (to_input(frame, bundle.preprocess) for frame in frames)
     seen = calibrate.observe(laid.model, inputs, bundle.manifest["calibration"]["method"])
     return of_layout(laid, by_family(laid, seen.ranges))[0], notes + list(seen.warnings)
+
+
+def quantised_for_tensorrt(bundle: Bundle, choice: str = "merged") -> tuple[layout.Laid, Any]:
+    """The bundle's network laid out by `choice`, and its INT8 form in the `trt` dialect, before `compiler.half`."""
+    laid = layout.lay_out(networks(bundle)[0], choice)
+    return laid, quantize.quantize(laid.model, ranges_for(bundle, laid)[0], "trt")
 
 
 def networks(bundle: Bundle) -> tuple[Any, Any]:

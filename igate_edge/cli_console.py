@@ -56,8 +56,9 @@ def messages() -> Console:
 
 
 def say(text: str) -> None:
-    """One line for people on stderr."""
-    messages().print(text, markup=False, soft_wrap=True)
+    """One line for people on stderr; a full disk behind it ends no command."""
+    with contextlib.suppress(OSError):
+        messages().print(text, markup=False, soft_wrap=True)
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_console import Answer
-from .cli_console import say as say_or_fail
+from .cli_console import Answer, say
 from .errors import InputError
-from .files import _remove_stale, as_path, os_errors
+from .files import as_path, atomic_writer, check_writable, os_errors
 
 if TYPE_CHECKING:
     from .robotics.recorder import Recorder
@@ -32,12 +29,6 @@ SAY_S = 10.0
 STUCK_S = 4.0
 #: Seconds that the end waits for the camera: longer than `Pipeline.run` waits for its last results.
 LEAVE_S = 8.0
-
-
-def say(text: str) -> None:
-    """As every command does, but a full disk behind stderr ends no service."""
-    with contextlib.suppress(OSError):
-        say_or_fail(text)
 
 
 @dataclass(frozen=True)
@@ -210,31 +201,18 @@ class Latest:
         with os_errors(path.parent, "create the folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
         with os_errors(path, "write"):
-            if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+            if path.exists() and not path.is_file():
                 raise InputError("not a place for the answers", f"{path} is no file", "give a name NAME.npz")
-            _remove_stale(path)
-            probe = self._temporary()  # what cannot be written is said now and not frame by frame
-            probe.open("xb").close()
-            probe.unlink()
-
-    def _temporary(self) -> Path:
-        return self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
+        check_writable(path)  # what cannot be written is said now and not frame by frame
 
     def put(self, result: Result) -> None:
         """Write stamp_ns, frame_id and every task's array. Raises UnavailableError when it cannot be written."""
         import numpy as np
 
-        temporary = self._temporary()
         arrays: dict[str, Any] = {f"task/{name}": array for name, array in result.outputs.items()}
         arrays |= {"stamp_ns": np.int64(result.stamp_ns), "frame_id": np.str_(result.frame_id)}
-        with os_errors(self._path, "write"):
-            try:
-                with temporary.open("xb") as file:
-                    np.savez(file, **arrays)
-                os.replace(temporary, self._path)  # no sync: what counts is the newest, not that it outlives the power
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with os_errors(self._path, "write"), atomic_writer(self._path, sync=False) as file:
+            np.savez(file, **arrays)
 
 
 @contextlib.contextmanager

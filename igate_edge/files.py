@@ -75,13 +75,34 @@ class _Target(io.FileIO):
             return super().write(data)
 
 
+def _begin(path: Path) -> tuple[Path, _Target]:
+    """A new file beside `path`, opened; what a killed process left there long ago is deleted."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with os_errors(path, "write"):  # a name may be too long to be asked about
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # A rename would put a file in the place of a device: as root even of /dev/null.
+            raise InputError("not a place for a file", f"{path} is a device, a pipe or a socket", "give a file name")
+        _remove_stale(path)
+        return temporary, _Target(temporary, path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise what `atomic_writer` would when it opens its file, without touching what stands at `path`."""
+    path = as_path(path)
+    temporary, raw = _begin(path)
+    raw.close()
+    with os_errors(path, "write"):
+        temporary.unlink()
+
+
 @contextlib.contextmanager
-def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_writer(path: str | os.PathLike[str], sync: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success sync it and rename it over `path`, on any error delete it.
 
-    A process killed meanwhile leaves `.NAME.*.tmp`, which a write of the same file deletes when it is an hour old.
-    Raises UnavailableError (no permission, full disk, missing folder) and InputError (`path` is a device or a pipe);
-    what stood at `path` then stays as it was.
+    sync=False: for a file that is written anew all the time and need not outlive a power cut. A process killed
+    meanwhile leaves `.NAME.*.tmp`, which a write of the same file deletes when it is an hour old. Raises
+    UnavailableError (no permission, full disk, missing folder) and InputError (`path` is a device or a pipe); what
+    stood at `path` then stays as it was.
 
     >>> import tempfile; from pathlib import Path
     >>> target = Path(tempfile.mkdtemp()) / "a.bin"
@@ -90,19 +111,14 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     b'whole'
     """
     path = as_path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    if path.exists() and not path.is_file() and not path.is_dir():
-        # A rename would put a file in the place of a device: as root even of /dev/null.
-        raise InputError("not a place for a file", f"{path} is a device, a pipe or a socket", "give a file name")
-    _remove_stale(path)
-    with os_errors(path, "write"):
-        raw = _Target(temporary, path)
+    temporary, raw = _begin(path)
     try:
         file = io.BufferedWriter(raw)
         yield file
         file.flush()
         with os_errors(path, "write"):
-            os.fsync(raw.fileno())
+            if sync:
+                os.fsync(raw.fileno())
             file.close()
             os.replace(temporary, path)
     except BaseException:
@@ -111,7 +127,8 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def _remove_stale(path: Path) -> None:

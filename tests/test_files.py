@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from igate_edge.errors import UnavailableError
-from igate_edge.files import STALE_S, atomic_writer, write_atomic
+from igate_edge.files import STALE_S, atomic_writer, check_writable, write_atomic
 
 
 def test_a_file_is_replaced_in_one_step_and_nothing_else_remains(tmp_path: Path) -> None:
@@ -69,3 +69,20 @@ def test_the_folder_is_synced_after_the_rename(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", lambda fd: (kinds.append(stat.S_IFMT(os.fstat(fd).st_mode)), sync(fd))[1])
     write_atomic(tmp_path / "a", b"x")
     assert kinds == [stat.S_IFREG, stat.S_IFDIR]
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 300)
+    for write in (lambda: write_atomic(place, b"x"), lambda: check_writable(place)):
+        with pytest.raises(UnavailableError, match="File name too long"):
+            write()
+
+
+def test_writing_is_tried_without_a_trace(tmp_path: Path) -> None:
+    place = tmp_path / "kept.bin"
+    write_atomic(place, b"old")
+    check_writable(place)
+    check_writable(tmp_path / "new.bin")
+    assert place.read_bytes() == b"old" and os.listdir(tmp_path) == ["kept.bin"]
+    with pytest.raises(UnavailableError, match="no/such"):
+        check_writable(tmp_path / "no/such/file")

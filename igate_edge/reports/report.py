@@ -101,14 +101,11 @@ def make_report(
 
 def _predicted(bundle: Bundle) -> Grid | None:
     """Predicted times on Orin modules; None for a network that the INT8 kernels cannot be packed for."""
-    from ..builder import networks, ranges_for
-    from ..compiler.layout import lay_out
-    from ..compiler.quantize import quantize
+    from ..builder_parts import quantised_for_tensorrt
     from .orin import grid, predict
 
-    laid = lay_out(networks(bundle)[0])
     try:
-        return grid(predict(quantize(laid.model, ranges_for(bundle, laid)[0], "trt")))
+        return grid(predict(quantised_for_tensorrt(bundle)[1]))
     except GraphError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,7 @@ def _part(path: Path) -> _Part:
     return _Mcap(path) if path.suffix == ".mcap" else _Sqlite(path)
 
 
-class _Part:
+class _Part(ABC):
     """One file of a bag."""
 
     def __init__(self, path: Path) -> None:
@@ -129,8 +130,8 @@ class _Part:
         """All topics that can still be read: by default those of the messages."""
         return {record.topic: record.kind for record in self.read(None, losses)}
 
-    def read(self, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]: ...
 
 
 class _Mcap(_Part):

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,7 +31,7 @@ from .mailbox import Closed, Mailbox
 CLOSE_S = 1.0
 
 
-class _Source(Closing):
+class _Source(Closing, ABC):
     """What sources share: they are their own iterator, and end when they are closed."""
 
     owned = True
@@ -41,8 +42,8 @@ class _Source(Closing):
     def __iter__(self) -> Iterator[Frame]:
         return self
 
-    def __next__(self) -> Frame:
-        raise NotImplementedError
+    @abstractmethod
+    def __next__(self) -> Frame: ...
 
     def close(self) -> None:
         """End the iteration, from any thread; closing twice is fine."""

@@ -16,6 +16,7 @@ import numpy as np
 from ..contract import OutputSpec, Preprocess, is_number
 from ..engines.session import Closing
 from ..errors import InputError, UnavailableError
+from .pipeline import Answering
 
 #: Engines that hung and were left behind, each with a thread and its memory: after so many only a new process helps.
 MAX_LEFT = 3
@@ -29,13 +30,9 @@ DAY_S = 86_400.0
 DOWN_S = 300.0
 
 
-class Opened(Protocol):
+class Opened(Answering, Protocol):
     """An engine that can be closed, as `Engine.open` gives."""
 
-    preprocess: Preprocess
-    tasks: tuple[OutputSpec, ...]
-
-    def infer(self, image: np.ndarray) -> dict[str, np.ndarray]: ...
     def close(self) -> None: ...
 
 

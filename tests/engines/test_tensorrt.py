@@ -22,16 +22,6 @@ from igate_edge.errors import CheckFailed, GraphError, InputError, UnavailableEr
 MEMORY = "Requested amount of GPU memory (838860800 bytes) could not be allocated. There may not be enough free memory."
 
 
-@pytest.fixture
-def cuda() -> FakeCuda:
-    return FakeCuda()
-
-
-@pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> Behaviour:
-    return install(monkeypatch, cuda)
-
-
 def built(cuda: FakeCuda, options: PlanOptions | None = None, **more: Any) -> Plan:
     return compile_plan(model(), options, cuda=cuda, clock=cuda.clock, **more)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda
-from fake_tensorrt import Behaviour, install
+from fake_tensorrt import Behaviour
 
 from igate_edge.engines.tensorrt import open_plan
 from igate_edge.engines.tensorrt_session import Session
@@ -41,16 +41,6 @@ def same(found: dict[str, np.ndarray], value: float) -> bool:
 
 def opened(cuda: FakeCuda, data: bytes | None = None, **options: object) -> Session:
     return open_plan(plan() if data is None else data, cuda=cuda, clock=cuda.clock, **options)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def cuda() -> FakeCuda:
-    return FakeCuda()
-
-
-@pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> Behaviour:
-    return install(monkeypatch, cuda)
 
 
 @pytest.mark.parametrize("memory", ["auto", "mapped", "copy"])
