@@ -21,7 +21,7 @@ from .compiler import layout, lint, masks, quantize
 from .compiler.half import half
 from .engines import onnxruntime as ort
 from .engines import tensorrt as trt
-from .errors import CheckFailed, GraphError
+from .errors import CheckFailed, GraphError, UnavailableError
 from .golden import GoldenResult
 from .plaindata import plain_json
 from .runtime import cache
@@ -104,6 +104,18 @@ class TensorRT:
         """Golden frames of every task, no stale answers, and every row of a batch."""
         return gates.check(bundle, session, precision, names)
 
+    def _refuse_foreign(self) -> None:
+        """Raise UnavailableError for a TensorRT without kernels for this board (cases T6)."""
+        from .runtime.device import read_device
+        from .runtime.device_software import read_software
+        from .runtime.device_stack import unsupported
+
+        version, made_for = str(self.probe()["version"]), read_software(self.root).tensorrt_cuda
+        problem = unsupported(read_device(self.root), version, made_for)
+        if problem:
+            fix = "`igate doctor --strict` names the one that belongs here"
+            raise UnavailableError("this TensorRT cannot build engines for this board", problem, fix)
+
     def compile_(
         self, bundle: Bundle, options: Options, names: list[str], work: Work
     ) -> tuple[bytes, Session, dict[str, Any]]:
@@ -112,6 +124,7 @@ class TensorRT:
         A failing INT8 plan is never replaced by FP16 in silence: that is asked for with precision "float". Only where
         the bundle itself says that its INT8 is no use is FP16 built alone.
         """
+        self._refuse_foreign()
         with work.stage("layout"):
             gated, plain = networks(bundle)
             kept = masks.keep_outputs(gated, names)
@@ -128,8 +141,7 @@ class TensorRT:
         work.warnings += [f"pruning stopped at {item}: all its channels are kept" for item in barriers(laid.report)]
         wanted, reason = _wanted(bundle, options, names)
         built: list[Form] = []
-        ask = Ask(bundle, options, names, work)
-        maker = self._maker
+        ask, maker = Ask(bundle, options, names, work), self._maker
         plugged: dict[str, Any] = {"layers": [], "note": "not tried: only INT8 layers have kernels"}
         try:
             if "int8" in wanted:

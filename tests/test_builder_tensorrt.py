@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import boards
 import pytest
 import standin_engine
 import tinynet
@@ -263,6 +264,20 @@ def test_int8_that_was_no_use_when_packaged_is_not_built(bundle_path: Path, tmp_
     write_bundle(tmp_path / "b.igate", {**bundle.manifest, "tolerances": table}, **parts)
     report = made(tmp_path / "b.igate", tmp_path, StandIn())
     assert report.precision == "half" and report.reason == "INT8 of depth was no use when it was packaged"
+
+
+def test_a_tensorrt_of_another_jetpack_is_refused_before_anything_is_built(bundle_path: Path, tmp_path: Path) -> None:
+    """Case T6: made for CUDA 13, it installs on an Orin and has no kernels for its SM 8.7."""
+    root = boards.build(tmp_path / "orin", "agx-orin")
+    packages = (root / "var/lib/dpkg/status").read_text().replace("10.16.2", "10.13.3")
+    boards.put(root, "var/lib/dpkg/status", packages)
+    plans = StandIn()
+    plans.here["version"] = "10.13.3"
+    with pytest.raises(UnavailableError, match="no kernels for SM 87.*igate doctor --strict"):
+        made(bundle_path, tmp_path / "cache", plans, root)
+    assert plans.builds == []
+    plans.here["version"] = "10.16.2"
+    assert made(bundle_path, tmp_path / "cache", plans, root).precision == "int8" and plans.builds
 
 
 def test_what_tensorrt_would_refuse_never_reaches_it(
