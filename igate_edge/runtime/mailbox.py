@@ -13,25 +13,22 @@ class Closed(Exception):
 
 
 class Mailbox(Generic[Item]):
-    """Holds at most one item. `put` replaces it, or waits for room when `wait` is true; `take` waits for one.
+    """Holds at most one item: `put` replaces it, `take` waits for one.
 
     >>> box = Mailbox()
     >>> box.put("old"), box.put("new"), box.take()
     (None, 'old', 'new')
     """
 
-    def __init__(self, wait: bool = False) -> None:
-        self._wait = wait
+    def __init__(self) -> None:
         self._full = False
         self._item: Item | None = None
         self._open = True
         self._changed = threading.Condition()
 
     def put(self, item: Item) -> Item | None:
-        """Leave an item; returns the one that nobody had taken. Raises Closed, also while it waits."""
+        """Leave an item; returns the one that nobody had taken. Raises Closed."""
         with self._changed:
-            while self._wait and self._full and self._open:
-                self._changed.wait()
             if not self._open:
                 raise Closed
             replaced, self._item, self._full = self._item, item, True
@@ -46,16 +43,10 @@ class Mailbox(Generic[Item]):
             if not self._full:
                 raise Closed
             item, self._item, self._full = self._item, None, False
-            if self._wait:
-                self._changed.notify_all()
             return item  # type: ignore[return-value]
 
-    def close(self, keep: bool = True) -> Item | None:
-        """Take nothing more; what is inside can still be taken (`keep`), or is returned."""
+    def close(self) -> None:
+        """Take nothing more; what is inside can still be taken."""
         with self._changed:
             self._open = False
-            left = None
-            if not keep:
-                left, self._item, self._full = self._item, None, False
             self._changed.notify_all()
-            return left

@@ -1,4 +1,4 @@
-"""Camera to answers: one thread a stage, one frame waiting between two stages, and the newest frame wins.
+"""Camera to answers: one frame in a stage, one frame waiting between two stages, and the newest frame wins.
 
 The garbage collector: a frame makes no reference cycles, so its arrays are freed as soon as nobody holds them, and the
 pipeline works with the collector off. It never touches the collector, which belongs to the whole process; a program
@@ -22,14 +22,15 @@ from ..engines.session import Closing
 from ..errors import InputError
 from . import encodings
 from .frame import Frame, Result
-from .mailbox import Closed, Mailbox
+from .mailbox import Closed
 from .pipeline_counts import Counts, Tally, Watching
 from .pipeline_stages import MODES, Job, Look, age_ms, post_stage, preprocess_stage
 from .preprocess import FITS
+from .relay import Relay
 
 __all__ = ["Answering", "Counts", "Pipeline", "Recording", "Sink", "Watching"]
 
-#: What gets the results, on a thread of its own.
+#: What gets the results, one at a time, on a thread of the pipeline.
 Sink = Callable[[Result], None]
 #: A stamp that is further behind than this means that the camera's clock was set back; less is a late frame.
 JUMP_NS = 1_000_000_000
@@ -37,6 +38,8 @@ JUMP_NS = 1_000_000_000
 SOURCE_FAILURES = 3
 #: Seconds that `run` waits for the last results once it was stopped.
 STOP_S = 5.0
+#: Cameras of which the newest stamp is known; beyond them the one heard of longest ago is forgotten.
+MAX_SOURCES = 64
 
 
 class Answering(Protocol):
@@ -115,14 +118,7 @@ class Pipeline(Closing):
         self._closed = self._stopped = False
         self._source: Iterable[Frame] | None = None
         stages = {"preprocess": self._prepare, "infer": self._infer, "post": self._post, "sink": self._publish}
-        self._busy = dict.fromkeys(stages, 0.0)
-        self._boxes: list[Mailbox[Job]] = [Mailbox(not self._live) for _ in stages]
-        self._threads = [
-            threading.Thread(target=self._turn, args=(index, name, work), name=f"igate {name}", daemon=True)
-            for index, (name, work) in enumerate(stages.items())
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._relay: Relay[Job] = Relay(stages, wait=not self._live, lost=self._drop, failed=self._fail)
 
     @property
     def counts(self) -> Counts:
@@ -137,8 +133,7 @@ class Pipeline(Closing):
     @property
     def stuck_s(self) -> float:
         """Seconds for which the slowest stage has been busy with one frame; 0.0 when all wait. For a watchdog."""
-        begun = min((start for start in self._busy.values() if start), default=0.0)
-        return time.monotonic() - begun if begun else 0.0
+        return self._relay.stuck_s
 
     def select(self, tasks: Collection[str] | None) -> None:
         """Answer only these tasks from the next frame on (None = all, empty = none); raises InputError as above."""
@@ -178,7 +173,12 @@ class Pipeline(Closing):
         except Exception as error:  # no memory for the copy, or a frame that nobody thought of
             self._tally.error("submit", _sentence(error))
             return False
-        return self._hand_on(0, job)
+        try:
+            self._relay.put(job)
+        except Closed:
+            self._drop("preprocess", job)
+            return False
+        return True
 
     def run(self, source: Iterable[Frame]) -> Counts:
         """Submit all frames of a source until it ends or `stop` is called, wait for their results, close the source.
@@ -232,17 +232,8 @@ class Pipeline(Closing):
                 return
             self._closed = True
         self.stop()
-        self._boxes[0].close()
-        deadline = time.monotonic() + timeout_s
-        if drain:
-            self._join(deadline)
-        for index, box in enumerate(self._boxes):
-            if (job := box.close(keep=False)) is not None:
-                self._drop(index, job)
-        self._join(deadline if not drain else time.monotonic() + 0.1)
-        for thread in self._threads:
-            if thread.is_alive() and thread is not threading.current_thread():
-                self._tally.event("left", f"the stage {thread.name!r} did not end within {timeout_s:g} s")
+        for name in self._relay.close(drain, timeout_s):
+            self._tally.event("left", f"the stage {name!r} did not end within {timeout_s:g} s")
 
     def _close_source(self, source: object) -> None:
         """Close it where it can be: a camera that fails even then must not keep the pipeline from ending."""
@@ -253,12 +244,6 @@ class Pipeline(Closing):
         except Exception as error:
             self._tally.event("source", _sentence(error))
 
-    def _join(self, deadline: float) -> None:
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                # No more than a lock can wait, and no less than nothing: also where the time is NaN.
-                thread.join(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
-
     def _in_order(self, frame: Frame, size: tuple[int, int]) -> bool:
         """Whether a live frame is newer than all before it; also notes what else about the camera changed."""
         source, stamp, kind = frame.source, frame.stamp_ns, (frame.encoding, size)
@@ -267,7 +252,11 @@ class Pipeline(Closing):
             behind = newest - stamp if stamp and newest else -1
             late = self._live and 0 <= behind <= JUMP_NS
             if not late:
+                self._kinds.pop(source, None)
                 self._newest[source], self._kinds[source] = stamp or newest, kind
+                if len(self._kinds) > MAX_SOURCES:
+                    forgotten = next(iter(self._kinds))
+                    del self._newest[forgotten], self._kinds[forgotten]
         if late:
             words = "the same stamp again" if not behind else f"{behind / 1e6:.1f} ms older than one before it"
             self._tally.stale(f"a frame of {source or 'the camera'} came too late: {words}")
@@ -281,43 +270,16 @@ class Pipeline(Closing):
             self._tally.event("size", f"{source or 'the camera'} changed from {words}")
         return True
 
-    def _hand_on(self, index: int, job: Job) -> bool:
-        """Leave a frame for the stage; what waited there is dropped."""
-        try:
-            replaced = self._boxes[index].put(job)
-        except Closed:
-            self._drop(index, job)
-            return False
-        if replaced is not None:
-            self._drop(index, replaced)
-        return True
-
-    def _drop(self, index: int, job: Job) -> None:
+    def _drop(self, stage: str, job: Job) -> None:
         self._look.give_back(job)
         why = "the pipeline was closed" if self._closed else "a newer frame took its place"
-        self._record(job.frame, None, f"dropped before {list(self._busy)[index]}: {why}")
+        self._record(job.frame, None, f"dropped before {stage}: {why}")
         self._tally.dropped()
 
-    def _turn(self, index: int, name: str, work: Callable[[Job], bool]) -> None:
-        """The life of a stage's thread."""
-        while True:
-            try:
-                job = self._boxes[index].take()
-            except Closed:
-                break
-            self._busy[name] = time.monotonic()
-            try:
-                if work(job) and index + 1 < len(self._boxes):
-                    self._hand_on(index + 1, job)
-            except BaseException as error:  # even a SystemExit of a sink must not end the stage unseen
-                self._look.give_back(job)
-                self._record(job.frame, job.result, f"{name}: {_sentence(error)}")
-                self._tally.error(name, _sentence(error))
-            finally:
-                self._busy[name] = 0.0
-            del job  # what was answered must not live on while this thread waits
-        if index + 1 < len(self._boxes):
-            self._boxes[index + 1].close()
+    def _fail(self, stage: str, job: Job, error: BaseException) -> None:
+        self._look.give_back(job)
+        self._record(job.frame, job.result, f"{stage}: {_sentence(error)}")
+        self._tally.error(stage, _sentence(error))
 
     def _too_old(self, job: Job) -> bool:
         if self._max_age_ms is None or (age := age_ms(job)) <= self._max_age_ms:

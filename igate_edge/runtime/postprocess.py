@@ -86,8 +86,8 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-#: Rows that are resized at once: they stay in the cache until they are decoded.
-BAND = 16
+#: Values of a plane that are resized at once: they stay in the cache until they are decoded.
+BAND = 16_384
 
 
 def _room(out: np.ndarray | None, shape: tuple[int, ...], kind: type) -> np.ndarray:
@@ -122,21 +122,18 @@ def _classes(
     most, least = _corners(logits, np.maximum), _corners(logits, np.minimum)
     limit = least.max(0) - 1e-5 * (1 + np.abs(least).max())  # a margin for rounding
     possible = (most >= limit)[:, :, columns[0][0] : columns[0][-1] + 1].any(2)
-    best = np.empty((1, BAND, out.shape[1]), np.float32)
-    better = np.empty(best.shape, bool)
-    for begin in range(0, len(out), BAND):
-        band = out[begin : begin + BAND]
+    for begin, end in _bands(out):
+        band = out[begin:end]
         able = np.flatnonzero(possible[:, rows[0][begin] : rows[0][begin + len(band) - 1] + 1].any(1))
         band[...] = able[0]
         if len(able) == 1:
             continue
-        top, wins = best[:, : len(band)], better[:, : len(band)]
-        top[...] = _mix(image[able[:1]], rows, 1, begin, begin + BAND)
+        best, wins = _mix(image[able[:1]], rows, 1, begin, end), np.empty((1, *band.shape), bool)
         for index in able[1:].tolist():
-            value = _mix(image[index : index + 1], rows, 1, begin, begin + BAND)
-            np.greater(value, top, out=wins)
+            value = _mix(image[index : index + 1], rows, 1, begin, end)
+            np.greater(value, best, out=wins)
             np.copyto(band, index, where=wins[0])
-            np.maximum(value, top, out=top)
+            np.maximum(value, best, out=best)
     return out
 
 
@@ -146,12 +143,18 @@ def _corners(logits: np.ndarray, of: np.ufunc) -> np.ndarray:
     return of(below, np.concatenate([below[:, :, 1:], below[:, :, -1:]], axis=2))
 
 
+def _bands(out: np.ndarray) -> list[tuple[int, int]]:
+    """Rows of a picture that are decoded together: begin and end."""
+    rows = max(1, BAND // out.shape[1])
+    return [(begin, min(begin + rows, len(out))) for begin in range(0, len(out), rows)]
+
+
 def _unit(image: np.ndarray, rows: Taps, out: np.ndarray) -> np.ndarray:
-    for begin in range(0, len(out), BAND):
-        vectors = _mix(image, rows, 1, begin, begin + BAND)
+    for begin, end in _bands(out):
+        vectors = _mix(image, rows, 1, begin, end)
         length = np.sqrt(np.einsum("chw,chw->hw", vectors, vectors))
         vectors /= np.maximum(length, 1e-12, out=length)
-        out[begin : begin + BAND] = vectors.transpose(1, 2, 0)
+        out[begin:end] = vectors.transpose(1, 2, 0)
     return out
 
 

@@ -64,7 +64,10 @@ def to_input(frame: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 def _normalised(image: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     mean = np.asarray(preprocess.mean, np.float32)[:, None, None]
     std = np.asarray(preprocess.std, np.float32)[:, None, None]
-    return np.ascontiguousarray((image * np.float32(1 / 255) - mean) / std)[None]
+    scaled = np.multiply(image, np.float32(1 / 255), order="C")
+    scaled -= mean
+    scaled /= std
+    return scaled[None]
 
 
 def to_network_size(frame: np.ndarray, preprocess: Preprocess) -> np.ndarray:
@@ -147,17 +150,22 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if 2 * size[1] >= frame.shape[1]:
         return resize(planes, size)
     (low, high, share), (left, right, part) = taps(frame.shape[0], size[0]), taps(frame.shape[1], size[1])
-    # Only the pixels that are mixed are read and made floats.
-    columns = np.concatenate([left, right])
-    top, rows = (frame.take(index, 0).take(columns, 1).astype(np.float32) for index in (low, high))
+    # Only the values that are mixed are read and made floats; by single values, planes come without a transposition.
+    columns = np.concatenate([left, right]) * 3 + np.arange(3)[:, None]
+    top, rows = (_values(frame, index, columns) for index in (low, high))
     rows -= top
     rows *= share[:, None, None]
     rows += top
-    first, second = rows[:, : size[1]], rows[:, size[1] :]
+    first, second = rows[:, :, : size[1]], rows[:, :, size[1] :]
     second -= first
-    second *= part[:, None]
+    second *= part
     second += first
-    return second.transpose(2, 0, 1)
+    return second.transpose(1, 0, 2)
+
+
+def _values(frame: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """float32 [rows,3,n]: of some rows the values at `columns`, [3,n] places in a row of values."""
+    return frame.take(rows, 0).reshape(len(rows), -1).take(columns, 1).astype(np.float32)
 
 
 def resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

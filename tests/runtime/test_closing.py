@@ -50,7 +50,7 @@ def test_a_source_that_cannot_be_closed_does_not_keep_the_pipeline_open() -> Non
     pipeline.close()
     camera.go.set()
     runner.join(PATIENCE)
-    assert not runner.is_alive() and not any(thread.is_alive() for thread in pipeline._threads)
+    assert not runner.is_alive() and not any(thread.is_alive() for thread in pipeline._relay._threads)
     assert pipeline.counts.inside == 0 and pipeline.counts.events == {"source": 2}
     assert pipeline.complaints["source"] == "OSError: no such device"
 

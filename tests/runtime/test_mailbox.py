@@ -1,4 +1,4 @@
-"""One place: the newest wins, or the giver waits; closing wakes everybody."""
+"""One place: the newest wins; closing wakes everybody."""
 
 from __future__ import annotations
 
@@ -36,31 +36,17 @@ def test_nothing_is_lost_or_doubled_between_threads() -> None:
     assert taken == sorted(taken) and sorted(taken + replaced) == list(range(5000)) and taken[-1] == 4999
 
 
-def test_a_waiting_giver_keeps_the_order_and_loses_nothing() -> None:
-    box: Mailbox[int] = Mailbox(wait=True)
-    giver = threading.Thread(daemon=True, target=lambda: [box.put(number) for number in range(500)])
-    giver.start()
-    assert [box.take() for _ in range(500)] == list(range(500))
-    giver.join(PATIENCE)
-
-
-@pytest.mark.parametrize(("full", "keep"), [(True, True), (True, False), (False, False)])
-def test_close_wakes_who_waits(full: bool, keep: bool) -> None:
-    box: Mailbox[int] = Mailbox(wait=True)
-    if full:
-        box.put(1)
+def test_close_wakes_who_waits() -> None:
+    box: Mailbox[int] = Mailbox()
     ended = threading.Event()
 
     def wait() -> None:
         with pytest.raises(Closed):
-            if full:
-                box.put(2)
-            else:
-                box.take()
+            box.take()
         ended.set()
 
     threading.Thread(daemon=True, target=wait).start()
-    assert box.close(keep) == (1 if full and not keep else None)
+    box.close()
     assert ended.wait(PATIENCE)
     with pytest.raises(Closed):
         box.put(3)
@@ -69,6 +55,7 @@ def test_close_wakes_who_waits(full: bool, keep: bool) -> None:
 def test_what_is_kept_at_the_close_can_be_taken() -> None:
     box: Mailbox[int] = Mailbox()
     box.put(1)
-    assert box.close() is None and box.take() == 1
+    box.close()
+    assert box.take() == 1
     with pytest.raises(Closed):
         box.take()
