@@ -1,8 +1,16 @@
-"""`python -m igate_edge` is the command `igate`."""
+"""The command `igate`, also `python -m igate_edge`."""
 
 from __future__ import annotations
 
-from .cli import main
+
+def main() -> None:
+    """Entry point; Ctrl-C while the commands are still being imported ends without a traceback, too."""
+    try:
+        from .cli import main as command
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .cli_console import Answer, command, drop_stdout, explain, print_error, say
+from .cli_console import Answer, command, drop_stdout, explain, print_error, say, tidy_at_sigterm
 from .cli_jetson import jetson
 from .errors import InputError, UnavailableError
 
@@ -344,9 +344,11 @@ app.add_typer(jetson, name="jetson")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `igate`; always ends in SystemExit with one of the fixed codes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    terminated: list[int] = []
     try:
-        _refuse_empty(given)
-        code = app(args=given, prog_name="igate", standalone_mode=False)
+        with tidy_at_sigterm(terminated):
+            _refuse_empty(given)
+            code = app(args=given, prog_name="igate", standalone_mode=False)
     except SystemExit:  # rich's way to say that the reader of the help has gone
         code = 0
     except OSError as error:  # stdout cannot be written
@@ -355,6 +357,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = UnavailableError.exit_code
     except Exception as error:  # usage errors of the parser; commands handle their own
         code = _usage(error, given)
+    if terminated and code == 130:
+        code = 128 + terminated[0]
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

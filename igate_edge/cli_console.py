@@ -1,7 +1,7 @@
 """What every command shares: an answer for people or as one JSON document, and errors with a fixed exit code.
 
 Exit codes: 0 done, 1 a check failed, 2 wrong use, 3 the environment cannot do it, 70 a defect of igate_edge
-itself, 130 stopped by the user.
+itself, 130 stopped by the user (Ctrl-C), 143 ended by SIGTERM.
 Answers go to stdout; progress and messages go to stderr.
 """
 
@@ -13,7 +13,9 @@ import functools
 import inspect
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -139,11 +141,35 @@ def print_error(error: IgateError, as_json: bool) -> None:
         except OSError:  # nobody can read it there: say it on stderr
             drop_stdout()
     console = messages()
-    console.print("[bold red]error[/] ", end="")
-    console.print(f"{error.cause}{': ' + error.evidence if error.evidence else ''}.", markup=False, soft_wrap=True)
-    if error.fix:
-        console.print("[bold]fix[/]   ", end="")
-        console.print(f"{error.fix}.", markup=False, soft_wrap=True)
+    with contextlib.suppress(OSError):  # the exit code still tells
+        console.print("[bold red]error[/] ", end="")
+        console.print(f"{error.cause}{': ' + error.evidence if error.evidence else ''}.", markup=False, soft_wrap=True)
+        if error.fix:
+            console.print("[bold]fix[/]   ", end="")
+            console.print(f"{error.fix}.", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def tidy_at_sigterm(heard: list[int]) -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that no half-written file stays; a second one ends it at once.
+
+    heard: gets the signal's number. Leaves a handler that is set already, and threads other than the main one, alone.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -50,6 +50,7 @@ class ServeArgs:
 def serve(args: ServeArgs) -> Answer:
     """Answer frames until a signal, the end of the source or `seconds`; exit code 1 when no frame was answered."""
     from .bundle import Bundle
+    from .runtime import exporters
     from .runtime.device_state import read_state
     from .runtime.engine import Engine
     from .runtime.monitor import Monitor
@@ -70,6 +71,9 @@ def serve(args: ServeArgs) -> Answer:
         recorder = stack.enter_context(_recorder(args.record, bundle.seal)) if args.record is not None else None
         if recorder is not None:
             monitor.on_alarm = recorder.trigger
+        if args.port:  # before an engine is built: a port that is taken is said at once
+            stack.enter_context(exporters.serve(monitor, args.port))
+            say(f"health: http://127.0.0.1:{args.port}/metrics")
         say(f"opening {args.bundle.name}")
         engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: _changed(monitor, status)))
         pipeline = Pipeline(engine, sink, mode=mode, monitor=monitor, recorder=recorder)
@@ -85,13 +89,9 @@ def _loop(
     recorder: Recorder | None,
     stack: contextlib.ExitStack,
 ) -> Answer:
-    from .runtime import exporters
     from .runtime.supervise import quiet_collector, stop_on_signals
     from .runtime.watchdog import Watchdog
 
-    if args.port:
-        stack.enter_context(exporters.serve(monitor, args.port))
-        say(f"health: http://127.0.0.1:{args.port}/metrics")
     stack.enter_context(_said_every(SAY_S, monitor))
     ended = threading.Event()
 

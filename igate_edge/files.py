@@ -19,15 +19,22 @@ STALE_S = 3600.0
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """`path` as a Path; raises InputError for whatever cannot name a file: another type, bytes, a NUL character.
+    """`path` as a Path; raises InputError for what cannot name a file: another type, bytes, a NUL, half a character.
 
     >>> as_path("a/b").name
     'b'
     """
     good = isinstance(path, str) or (isinstance(path, os.PathLike) and isinstance(os.fspath(path), str))
-    if not good or "\0" in os.fspath(path):
+    if not good or "\0" in os.fspath(path) or not _encodes(os.fspath(path)):
         raise InputError("not a path", f"got {path!r:.80}", "pass a string or a pathlib.Path")
     return Path(path)
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return bool(os.fsencode(name)) or not name
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager

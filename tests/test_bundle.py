@@ -336,7 +336,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BundleError, match=words):
             Bundle.read(path)
-    for wrong in (None, 0, b"a.igate", "a\0b"):
+    for wrong in (None, 0, b"a.igate", "a\0b", "a\ud800"):
         with pytest.raises(InputError, match="not a path"):
             Bundle.read(wrong)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from igate_edge import cli, cli_console
 from igate_edge.bundle import Bundle, write_bundle
+from igate_edge.cli_console import tidy_at_sigterm
 from igate_edge.errors import CheckFailed, ConvertError, UnavailableError
 from igate_edge.package import package
 
@@ -139,6 +141,32 @@ def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch: pytest.Monkey
     assert result.code == 70 and "Traceback" in result.err and "surprise" in result.err
 
 
+def test_stopping_while_the_commands_are_imported_is_130_too() -> None:
+    program = """
+import sys
+class Stop:
+    def find_spec(self, name, *rest):
+        if name == "igate_edge.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from igate_edge.__main__ import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130 and not ended.stderr, ended
+
+
+def test_a_handler_of_sigterm_that_a_program_has_is_left_alone() -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        heard: list[int] = []
+        with tidy_at_sigterm(heard):
+            signal.raise_signal(signal.SIGTERM)
+        assert not heard
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_stopping_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -172,6 +200,15 @@ def test_output_that_cannot_be_written_is_a_sentence(arguments: str) -> None:
     assert done.returncode == (2 if "no" in arguments else 3)
     assert "error" in done.stderr and "fix" in done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", ["inspect none", "nonsense", "run none --frames none"])
+def test_a_full_disk_behind_stderr_leaves_the_exit_code(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "igate_edge", *arguments.split()]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.returncode == 2
 
 
 def test_json_holds_no_nan_and_no_numpy() -> None:

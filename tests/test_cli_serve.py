@@ -90,6 +90,17 @@ def test_a_folder_is_answered_frame_by_frame_and_the_service_ends(tmp_path: Path
     assert json.loads(out)["counts"]["answered"] == 5
 
 
+def test_a_port_that_is_taken_is_said_before_an_engine_is_built(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = _start(tmp_path, "--port", port)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3 and port in err and "opening" not in err, err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_no_answer_at_all_is_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
