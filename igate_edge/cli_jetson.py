@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -86,10 +87,10 @@ def _isaac_ros(
     """Write model, parameters and launch file for Isaac ROS's encoder and TensorRT node."""
     from .robotics.isaac_ros import export
 
-    width, cross, height = camera.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise InputError("not a camera's size", f"--camera {camera}", "give it as 1280x720")
-    written = [str(file) for file in export(path, out, (int(width), int(height)))]
+    size = re.fullmatch("([0-9]{1,9})x([0-9]{1,9})", camera)
+    if size is None:
+        raise InputError("not a camera's size", f"--camera {camera:.40}", "give it as 1280x720")
+    written = [str(file) for file in export(path, out, (int(size[1]), int(size[2])))]
     return Answer({"files": written}, [f"written: {file}" for file in written])
 
 

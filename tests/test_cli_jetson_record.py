@@ -91,4 +91,5 @@ def test_the_last_line_names_mode_and_lock(bundle: Path, tmp_path: Path) -> None
 def test_isaac_ros_files_are_written(bundle: Path, tmp_path: Path) -> None:
     result = igate("jetson", "isaac-ros", bundle, "--out", tmp_path / "isaac", "--camera", "640x480", "--json")
     assert result.code == 0 and all(Path(file).stat().st_size > 0 for file in result.json["files"]), result.out
-    refused(igate("jetson", "isaac-ros", bundle, "--camera", "640", "--json"), 2, "not a camera's size")
+    for camera in ("640", "640x", "٣x٣", "640x480x3", f"{'9' * 5000}x1"):
+        refused(igate("jetson", "isaac-ros", bundle, "--camera", camera, "--json"), 2, "not a camera's size")
