@@ -22,7 +22,7 @@ help:            ## what there is
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[images]'
+	.venv/bin/python $(PIP) -e '.[images,bag]'
 	@touch $@
 
 .venv-dev/ready: pyproject.toml constraints.txt

@@ -1,4 +1,5 @@
-"""Hours of a robot in minutes of a bench: pipeline, monitor and exporters at camera rate, and nothing may grow.
+"""Hours of a robot in minutes of a bench: a supervised engine, pipeline, monitor, flight recorder and exporters at
+camera rate, and nothing may grow.
 
     python benchmarks/soak.py --minutes 10 --out soak.json
 
@@ -9,6 +10,7 @@ Exit code 1 when one of them grew, or when a frame is not accounted for.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -29,12 +31,14 @@ from igate_edge import Engine
 from igate_edge.bundle import Bundle
 from igate_edge.errors import CheckFailed, IgateError
 from igate_edge.files import write_atomic
+from igate_edge.robotics.recorder import Recorder
 from igate_edge.runtime.device import read_state
 from igate_edge.runtime.exporters import JsonLines, diagnostics, serve
 from igate_edge.runtime.frame import Frame, Result
 from igate_edge.runtime.monitor import Monitor
 from igate_edge.runtime.pipeline import Pipeline
 from igate_edge.runtime.preprocess import resize
+from igate_edge.runtime.supervise import Supervised
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "tabletop.igate"
 #: Share of a run at its start that is left out: buffers and windows fill then.
@@ -44,6 +48,8 @@ RSS_MB, DESCRIPTORS, THREADS, BLOCKS = 8.0, 0.5, 0.5, 1000.0
 #: The last third's p99 may be so many times the first third's, or so many ms more: medians over the looks.
 P99_TIMES, P99_MS = 1.5, 5.0
 MIN_SAMPLES = 10
+#: What the flight recorder keeps: full long before WARM_UP is over.
+RING_S, RING_MB, FLIGHTS_MB = 1.0, 64.0, 32.0
 
 
 @dataclass(frozen=True)
@@ -112,18 +118,26 @@ def soak(
     monitor = Monitor(
         1e3 / rate, period_ms=1e3 / rate, reference=read.manifest.get("reference"), state=read_state, window=256
     )
-    with tempfile.TemporaryDirectory() as folder, Engine.open(bundle, cache_dir=folder) as engine:
-        log = JsonLines(Path(folder) / "log.jsonl", max_bytes=1 << 20)
-        with log, serve(monitor, 0) as server, Pipeline(engine, sink, monitor=monitor) as pipeline:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine = stack.enter_context(Supervised(lambda: Engine.open(bundle, cache_dir=folder)))
+        log = stack.enter_context(JsonLines(folder / "log.jsonl", max_bytes=1 << 20))
+        recorder = stack.enter_context(Recorder(folder / "flights", RING_S, FLIGHTS_MB, ring_mb=RING_MB))
+        monitor.on_alarm = recorder.trigger
+        server = stack.enter_context(serve(monitor, 0))
+        with Pipeline(engine, sink, monitor=monitor, recorder=recorder) as pipeline:
             gc.freeze()
             samples = _run(pipeline, images, seconds, rate, lambda start: _observe(start, sink, monitor, log, server))
             pipeline.drain(10.0)
             counts = {**asdict(pipeline.counts), "seen": sink.answered, "disorder": sink.disorder}
+        recorder.flush(10.0)
+        flights = len(list(recorder.folder.glob("flight_*.mcap")))
         gc.unfreeze()
     snapshot = monitor.snapshot()
     for stage in snapshot["stages"].values():
         del stage["buckets"]
-    return {"seconds": seconds, "rate": rate, "size": size, "samples": samples, "counts": counts, "snapshot": snapshot}
+    about = {"seconds": seconds, "rate": rate, "size": size, "flights": flights}
+    return {**about, "samples": samples, "counts": counts, "snapshot": snapshot}
 
 
 def _observe(start: float, sink: Sink, monitor: Monitor, log: JsonLines, server: Any) -> tuple[float, ...]:

@@ -162,12 +162,15 @@ def serve(
     record: Annotated[Path | None, typer.Option(help="Folder of flight recordings, made at an alarm.")] = None,
     latest: Annotated[Path | None, typer.Option(help="NAME.npz that always holds the newest answers.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after this time. Default: at a signal.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="NAME.jsonl: a line of health every 10 s and at the end.")] = None,
 ) -> Answer:
     """Run a camera through a bundle until stopped: watched, recorded, supervised; what the systemd unit starts."""
     from .cli_serve import ServeArgs
     from .cli_serve import serve as run_service
 
-    return run_service(ServeArgs(path, source, backend, threads, cache, budget_ms, port, record, latest, seconds))
+    return run_service(
+        ServeArgs(path, source, backend, threads, cache, budget_ms, port, record, latest, seconds, jsonl)
+    )
 
 
 @app.command()
@@ -178,11 +181,12 @@ def replay(
     threads: Threads = 1,
     precision: Precision = "auto",
     cache: CacheDir = None,
+    drift: Annotated[bool, typer.Option("--drift", help="Which tensors leave their INT8 range: takes longer.")] = False,
 ) -> Answer:
     """Run the frames of a flight recording again; exit code 1 when they are answered in another way."""
     from .cli_bag import replay_recording
 
-    return replay_recording(path, recording, {"threads": threads, "precision": precision, "cache_dir": cache})
+    return replay_recording(path, recording, {"threads": threads, "precision": precision, "cache_dir": cache}, drift)
 
 
 @app.command()

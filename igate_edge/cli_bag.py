@@ -13,7 +13,10 @@ from .reports.tables import Grid, number
 
 if TYPE_CHECKING:
     from .robotics.process import BagRun
-    from .robotics.replay import Replay
+    from .robotics.replay import Replay, Unlike
+
+#: Tensors that the terminal shows.
+MOST_TENSORS = 12
 
 
 def run_bag(
@@ -66,18 +69,41 @@ def _run_shown(run: BagRun, out: Path, precision: str, warnings: Sequence[str]) 
     return [*shown, f"results: {out}", *(f"note: {note}" for note in [*run.notes, *warnings])]
 
 
-def replay_recording(path: Path, recording: Path, options: dict[str, Any]) -> Answer:
-    """Run a flight recording's frames again; the answer's code is 1 when they are answered in another way."""
+def replay_recording(path: Path, recording: Path, options: dict[str, Any], drift: bool = False) -> Answer:
+    """Run a flight recording's frames again; the answer's code is 1 when they are answered in another way.
+
+    drift: say as well how unlike the calibration frames they are, and which tensors leave their INT8 range.
+    """
     from .bundle import Bundle
-    from .robotics.replay import read_recording, replay
+    from .robotics.replay import read_recording, replay, unlike
     from .runtime.engine import Engine
 
     read_recording(recording, [])  # a wrong file is known before an engine is built
     say(f"replaying {recording.name} with {path.name}")
+    strange = None
     with Engine.open(path, **options) as engine:
-        found, report = replay(engine, Bundle.read(path), recording), engine.report
+        bundle = Bundle.read(path)
+        found, report = replay(engine, bundle, recording), engine.report
+        if drift:
+            say("looking at every tensor of the float network")
+            strange = unlike(engine, bundle, recording, found.frames)
     document = {"bundle": str(path), "recording": str(recording), "precision": report.precision, **found.as_json()}
-    return Answer({**document, "warnings": report.warnings}, _replay_shown(found), 0 if found.passed else 1)
+    document |= {"drift": strange} if strange is not None else {}
+    shown = [*(_drift_shown(strange) if strange is not None else []), *_replay_shown(found)]
+    return Answer({**document, "warnings": report.warnings}, shown, 0 if found.passed else 1)
+
+
+def _drift_shown(strange: Unlike) -> list[Any]:
+    shown: list[Any] = [f"note: {strange.note}"] if strange.note else []
+    if strange.score is not None:
+        parts = ", ".join(f"{name} {number(value)}" for name, value in list(strange.features.items())[:4])
+        shown.append(f"drift score {number(strange.score)} over {strange.frames} frame(s), 1 is the limit: {parts}")
+    outside = [(name, f"{share:.2%}") for name, share in strange.tensors.items() if share]
+    if outside:
+        title = f"Tensors with values outside their calibrated INT8 range: {len(outside)} of {len(strange.tensors)}"
+        note = f"the worst {MOST_TENSORS} are shown; all with --json" if len(outside) > MOST_TENSORS else ""
+        return [*shown, "", Grid(title, ("tensor", "values outside"), outside[:MOST_TENSORS], 1, note), ""]
+    return [*shown, f"no value of {len(strange.tensors)} tensors lies outside its calibrated INT8 range", ""]
 
 
 def _replay_shown(found: Replay) -> list[Any]:

@@ -36,6 +36,8 @@ PACKAGES = (
     ("onnxscript", "onnxscript", "train", "0.5"),
     ("mujoco", "mujoco-core", "train", "4.0"),
     ("av", "av", "video", "12"),
+    ("rosbags", "rosbags", "bag", "0.11.9"),
+    ("mcap", "mcap", "bag", "1.3"),
 )
 #: What INT8 arithmetic needs, fastest first, as /proc/cpuinfo and its relatives call it.
 INT8_FEATURES = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8", "i8mm", "asimddp")
@@ -196,6 +198,7 @@ def doctor(
     verdict = "not ready: see MISSING above" if broken else "ready to build, verify and run bundles"
     optional = sum(not p["required"] for p in problems)
     said = [verdict, f"{optional} optional part(s) absent" if optional and not broken else ""]
+    said.append("not a Jetson: no board was checked" if strict and not board else "")
     said.append(f"{len(wrong)} part(s) of this board do not fit: see MISMATCH above" if wrong else "")
     shown += ["", "; ".join(filter(None, said))]
     return Answer(document, shown, 3 if broken else 1 if not document["ok"] else 0)

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
-from .errors import InputError
+from .errors import InputError, UnavailableError
 from .files import as_path, atomic_writer, check_writable, os_errors
 
 if TYPE_CHECKING:
     from .robotics.recorder import Recorder
+    from .runtime.exporters import JsonLines
     from .runtime.frame import Frame, Result
     from .runtime.monitor import Monitor
     from .runtime.pipeline import Counts, Pipeline
     from .runtime.supervise import Supervised
 
-#: Seconds between two lines of what the monitor says.
+#: Seconds between two lines of what the monitor says, on stderr and in the file of --jsonl.
 SAY_S = 10.0
 #: A stage that is busy for this long with one frame hangs: systemd should start the service again.
 STUCK_S = 4.0
@@ -45,6 +46,7 @@ class ServeArgs:
     record: Path | None = None
     latest: Path | None = None
     seconds: float | None = None
+    jsonl: Path | None = None
 
 
 def serve(args: ServeArgs) -> Answer:
@@ -60,7 +62,7 @@ def serve(args: ServeArgs) -> Answer:
     if args.seconds is not None and not args.seconds <= threading.TIMEOUT_MAX:
         raise InputError("not a time in seconds", f"--seconds {args.seconds:g}", "give fewer, or leave it out: no end")
     bundle = Bundle.read(args.bundle)
-    sink = _sink(args.latest)
+    sink, lines = _sink(args.latest), _lines(args.jsonl)
     budget = args.budget_ms if args.budget_ms is not None else _budget_ms(bundle.manifest.get("budget"))
     monitor = Monitor(budget, reference=bundle.manifest.get("reference"), state=read_state)
     place: dict[str, Any] = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
@@ -68,6 +70,8 @@ def serve(args: ServeArgs) -> Answer:
     with contextlib.ExitStack() as stack:
         frames, mode = open_source(args.source)
         stack.callback(getattr(frames, "close", lambda: None))
+        if lines is not None:
+            stack.enter_context(lines)
         recorder = stack.enter_context(_recorder(args.record, bundle.seal)) if args.record is not None else None
         if recorder is not None:
             monitor.on_alarm = recorder.trigger
@@ -77,6 +81,7 @@ def serve(args: ServeArgs) -> Answer:
         say(f"opening {args.bundle.name}")
         engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: _changed(monitor, status)))
         pipeline = Pipeline(engine, sink, mode=mode, monitor=monitor, recorder=recorder)
+        stack.enter_context(_said_every(SAY_S, monitor, lines))
         return _loop(args, engine, stack.enter_context(pipeline), frames, monitor, recorder, stack)
 
 
@@ -92,7 +97,6 @@ def _loop(
     from .runtime.supervise import quiet_collector, stop_on_signals
     from .runtime.watchdog import Watchdog
 
-    stack.enter_context(_said_every(SAY_S, monitor))
     ended = threading.Event()
 
     def stop() -> None:
@@ -140,6 +144,16 @@ def run_until(ended: threading.Event, pipeline: Pipeline, frames: Iterable[Frame
 
 def _sink(latest: Path | None) -> Callable[[Result], None]:
     return Latest(latest).put if latest is not None else lambda result: None
+
+
+def _lines(path: Path | None) -> JsonLines | None:
+    from .runtime.exporters import JsonLines
+
+    if path is None:
+        return None
+    with os_errors(path.parent, "create the folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return JsonLines(path)
 
 
 def _alive(engine: Supervised, pipeline: Pipeline) -> bool:
@@ -216,17 +230,21 @@ class Latest:
 
 
 @contextlib.contextmanager
-def _said_every(seconds: float, monitor: Monitor) -> Iterator[None]:
-    """Say the verdict whenever it changes its level, and every `seconds`."""
+def _said_every(seconds: float, monitor: Monitor, lines: JsonLines | None = None) -> Iterator[None]:
+    """Say the verdict whenever its level changes, and every `seconds`; a line every `seconds` and at the end."""
     ended = threading.Event()
+    health = Health(monitor, lines)
 
     def speak() -> None:
-        level, due = "", time.monotonic() + seconds
-        while not ended.wait(0.5):
-            verdict = monitor.verdict()
-            if verdict.level != level or time.monotonic() >= due:
-                level, due = verdict.level, time.monotonic() + seconds
+        level, due, next_line = "", time.monotonic() + seconds, time.monotonic() + seconds
+        while not ended.wait(min(0.5, seconds)):
+            verdict, now = monitor.verdict(), time.monotonic()
+            if verdict.level != level or now >= due:
+                level, due = verdict.level, now + seconds
                 say(f"{verdict.level}: {verdict.sentence}{''.join(f'; {hint}' for hint in verdict.hints)}")
+            if now >= next_line:
+                next_line = now + seconds
+                health.write()
 
     thread = threading.Thread(target=speak, name="igate verdict", daemon=True)
     thread.start()
@@ -235,6 +253,29 @@ def _said_every(seconds: float, monitor: Monitor) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        health.write()
+
+
+class Health:
+    """Writes what the monitor knows, a line a call; a disk that is full is said once, and costs lines only."""
+
+    def __init__(self, monitor: Monitor, lines: JsonLines | None) -> None:
+        self._monitor, self._lines, self._failing = monitor, lines, False
+
+    def write(self) -> None:
+        """One line; nothing without a file. Never raises for the disk."""
+        if self._lines is None:
+            return
+        try:
+            self._lines.write(self._monitor.snapshot())
+        except UnavailableError as error:
+            if not self._failing:
+                say(f"no health line: {error}")
+            self._failing = True
+        else:
+            if self._failing:
+                say("health lines are written again")
+            self._failing = False
 
 
 def _answer(monitor: Monitor, pipeline: Pipeline, counts: Any, recorder: Recorder | None) -> Answer:

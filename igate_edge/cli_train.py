@@ -59,6 +59,7 @@ def train_run(args: TrainArgs) -> Answer:
     """Train, or go on training, and leave a folder that `igate export` takes."""
     import torch
 
+    from .compiler.latency import LatencyTable
     from .training.config import TrainConfig
     from .training.recipe import stored_run, summary, train
 
@@ -68,6 +69,8 @@ def train_run(args: TrainArgs) -> Answer:
         raise InputError("this folder already holds a training run", str(args.out), fix)
     if stored is None and args.resume:
         raise InputError("there is no training run to go on with", f"{args.out} has no config.json", "drop --resume")
+    if args.table is not None:
+        LatencyTable.load(args.table)  # before frames are generated, which takes minutes
     data = find_data(args, stored)
     info = data_info(data)
     asked = settings(args, tuple(info.tasks))

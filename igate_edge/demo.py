@@ -25,7 +25,7 @@ def run_demo(bundle_path: Path, out: Path) -> Answer:
     from .cli_frames import depth_limits, make_folder, write_frame
     from .cli_inspect import inspect_file
     from .frames import pillow
-    from .reports.report import Evidence, golden_shown, write_report
+    from .reports.report import Evidence, golden_shown, predicted, write_report
     from .verify import verify
 
     pillow()
@@ -50,8 +50,9 @@ def run_demo(bundle_path: Path, out: Path) -> Answer:
     for number, frame in enumerate(frames):
         write_frame(out, f"frame{number}", frame.frame, bundle.tasks, frame.engine_out, limits)
     say("6/6 report")
-    size = bundle_path.stat().st_size
-    written = write_report(Evidence(bundle_path.name, size, bundle, built, checked, timed, frames), out / "report.html")
+    about_bundle = bundle_path.name, bundle_path.stat().st_size, bundle
+    evidence = Evidence(*about_bundle, built, checked, timed, frames, predicted(bundle))
+    written = write_report(evidence, out / "report.html")
     seconds = time.perf_counter() - start
     # Cost and golden tables come once: with times, and from the verification.
     about = [item for item in looked.shown if not (isinstance(item, Grid) and item.title == COST_TITLE)]

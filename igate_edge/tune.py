@@ -21,6 +21,7 @@ from .compiler.lanes import dims_or_none
 from .compiler.latency import LatencyTable, Prediction
 from .compiler.layout import Laid
 from .engines import onnxruntime as ort
+from .plaindata import plain_json
 from .timing import interleave, pinned, ratio
 
 Choice = str | dict[str, str]
@@ -58,7 +59,8 @@ class Tuned:
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON types; predictions that there are none of are None."""
+        return dict(plain_json(dataclasses.asdict(self)))
 
 
 def tune(

@@ -25,7 +25,13 @@ step() {
   printf '%-22s %s\n' "$name" "$*"
   "$@" >"$work/$name" 2>"$work/$name.err" || code=$?
   printf '%s\t%s\t%s\n' "$name" "$code" "$*" >>"$work/steps.txt"
-  [ $code = 0 ] || failed=$((failed + 1))
+  [ $code = 0 ] && return
+  failed=$((failed + 1))
+  # The reason: the last line that the step said on stderr, or its answer's cause.
+  local why
+  why=$(sed -n 's/^ *"cause": "\(.*\)",*$/\1/p' "$work/$name" | head -n 1)
+  [ -n "$why" ] || why=$(grep -v '^$' "$work/$name.err" | tail -n 1 || true)
+  printf '%-22s FAILED (%s): %s\n' '' "$code" "$why"
 }
 
 step doctor.json        igate doctor --json --strict

@@ -357,6 +357,7 @@ def test_demo_shows_everything_and_says_where_to_look(bundle: Path, tmp_path: Pa
     assert (tmp_path / "demo" / "report.html").exists() and (tmp_path / "demo" / "frame3.png").exists()
     assert str(tmp_path / "demo" / "report.html") in result.out.replace("\n", "")
     assert "PASSED" in result.out and "separate" in result.out
+    assert "Predicted for Jetson Orin" in (tmp_path / "demo" / "report.html").read_text()
 
 
 def test_report_and_demo_show_an_engine_that_fell_back_to_float(bundle: Path, tmp_path: Path) -> None:

@@ -220,6 +220,15 @@ def test_a_full_disk_keeps_the_old_bundle(
     assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model.igate"]
 
 
+def test_a_table_that_is_not_there_is_said_before_frames_are_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", "tabletop", "--frames", "30", "--out", "run", "--ms", "2", "--table", "orin.json"]
+    refused(igate("train", *options, "--json"), 2, "no latency table 'orin.json'")
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_permission_for_the_run(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(igate("train", "--data", data, "--out", tmp_path / "file" / "run", *TINY, "--json"), 3, "Not a directory")

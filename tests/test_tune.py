@@ -160,6 +160,11 @@ def test_a_build_sets_predicted_beside_measured(
     bare = build(bundle, precision="int8", cache_dir=tmp_path / "bare").latency
     assert bare["measured_ms"] > 0 and bare["predicted_ms"] is None and "`igate profile`" in bare["note"]
     assert "not predicted" in latency_shown(bare)[0]
+    timed = build(bundle, precision="int8", cache_dir=tmp_path / "bare", tune=True)
+    assert not timed.warnings or "not cached" not in " ".join(timed.warnings)
+    assert {row["predicted_ms"] for row in timed.latency["tuned"]["tried"]} == {None}
+    assert any("merged: " in line for line in latency_shown(timed.latency))
+    assert build(bundle, precision="int8", cache_dir=tmp_path / "bare", tune=True).cached
     name = devicetable.table_name(1)
     profile(tmp_path / f"{name}.json", Asked(), bring=Machine().bring)
     first = build(bundle, precision="int8", cache_dir=tmp_path / "with", tune=True)

@@ -94,12 +94,12 @@ def make_report(
         checked,
         timed,
         golden_shown(bundle_path, bundle, built.precision, cache),
-        _predicted(bundle),
+        predicted(bundle),
     )
     return write_report(evidence, out)
 
 
-def _predicted(bundle: Bundle) -> Grid | None:
+def predicted(bundle: Bundle) -> Grid | None:
     """Predicted times on Orin modules; None for a network that the INT8 kernels cannot be packed for."""
     from ..builder_parts import quantised_for_tensorrt
     from .orin import grid, predict

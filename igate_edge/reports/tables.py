@@ -157,7 +157,7 @@ def budget_line(budget: Any) -> str:
     """A manifest's budget on one line: what was asked, what the engine took, where; others as `flat` puts them.
 
     >>> budget_line({"kind": "Budget", "ratio": 1.34, "measured_ratio": 1.307, "device": {"cpu": "AMD EPYC"}})
-    '1.34 times the plain shared net: 1.31 measured on AMD EPYC'
+    '1.34 times the plain shared net: 1.31 measured when it was trained, on AMD EPYC'
     """
     if not isinstance(budget, dict) or budget.get("kind") != "Budget":
         return flat(budget)
@@ -166,5 +166,5 @@ def budget_line(budget: Any) -> str:
     found = [(word, budget.get(f"{word}_{key}")) for word in ("measured", "predicted")]
     words = [f"{number(value)} {word}" for word, value in found if isinstance(value, float)]
     device = budget.get("device")
-    place = f" on {device['cpu']}" if words and isinstance(device, dict) and device.get("cpu") else ""
+    place = f" when it was trained, on {device['cpu']}" if words and isinstance(device, dict) and device.get("cpu") else ""
     return said.format(flat(budget.get(key))) + (f": {', '.join(words)}{place}" if words else "")

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import re
+import secrets
 import threading
 import time
 from collections import deque
@@ -54,11 +55,12 @@ class Recorder(Closing):
 
     Where the memory does not suffice, the oldest answers go first, then the oldest frames: 5 s of a VGA camera at 30 Hz
     are 140 MB of frames, and a replay makes the answers again.
-    The folder's recordings hold at most `max_mb` together: the oldest go first. Thread-safe; `add` and `trigger` never
-    wait for the disk and never raise for it: what failed is a sentence in `problems`. about: facts that go into each
-    file (bundle, version, ...), JSON; "fit" and "at" of a pipeline that has others than the usual, so that a replay
-    looks at the frames in the same way. clock: seconds, monotonic. Raises UnavailableError (extra `bag`, no such folder
-    can be made) and InputError (a limit that is not above 0).
+    The folder's recordings hold at most `max_mb` together: the oldest go first. Recorders may share a folder: a file's
+    name ends with its recorder's own mark. Thread-safe; `add` and `trigger` never wait for the disk and never raise for
+    it: what failed is a sentence in `problems`. about: facts that go into each file (bundle, version, ...), JSON; "fit"
+    and "at" of a pipeline that has others than the usual, so that a replay looks at the frames in the same way. clock:
+    seconds, monotonic. Raises UnavailableError (extra `bag`, no such folder can be made) and InputError (a limit that
+    is not above 0).
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Recorder(Closing):
         self._slim = 0  # so many of the oldest entries have given up their answers
         self._problems: deque[str] = deque(maxlen=20)
         self._named: set[Path] = set()
+        # Of this recorder alone: two in one folder may have the same stamp and reason, in containers the same pid too.
+        self._mark = secrets.token_hex(3)
         self._state = threading.Condition()
         self._pending = 0
         self._jobs: queue.SimpleQueue[tuple[Path, list[Entry], str] | None] = queue.SimpleQueue()
@@ -99,8 +103,9 @@ class Recorder(Closing):
             return tuple(self._problems)
 
     def add(self, frame: Frame, result: Result | None, error: str = "") -> None:
-        """Remember a frame with its answer; None: it was dropped or refused, `error` says why.
+        """Remember a frame with its answer; None: it was dropped, too old by then, or failed, and `error` says why.
 
+        A pipeline hands in what it took; frames that it refused, or that were too late on arrival, are only counted.
         The arrays are kept as they are, so nobody may change them later; those of a borrowed result are copied.
         """
         entry = _entry(self._clock(), frame, result, error)
@@ -162,7 +167,7 @@ class Recorder(Closing):
 
     def _free_name(self, stamp_ns: int, reason: str) -> Path:
         slug = re.sub("[^a-z0-9]+", "-", reason.lower()).strip("-")[:40] or "trigger"
-        base, number = f"flight_{max(stamp_ns, 0):019d}_{slug}", 1
+        base, number = f"flight_{max(stamp_ns, 0):019d}_{slug}_{self._mark}", 1
         while (
             path := self.folder / f"{base}{f'_{number}' if number > 1 else ''}.mcap"
         ) in self._named or path.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,7 @@ from ..bundle import Bundle
 from ..contract import OutputSpec
 from ..errors import DataError, IgateError, InputError
 from ..golden import MEASURES, distance
+from ..runtime.drift import WINDOW, Drift
 from ..runtime.engine import Engine
 from ..runtime.frame import Frame
 from ..runtime.pipeline_stages import Job, Look, post_stage, preprocess_stage
@@ -71,6 +74,21 @@ class Replay:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": [task.as_json() for task in self.tasks], "passed": self.passed}
+
+
+@dataclass
+class Unlike:
+    """How unlike the calibration frames a recording's are. score: 1 is the limit, None unknown; features: its parts.
+
+    tensors: tensor -> share (0..1) of values outside the range that calibration saw, largest first. frames: that were
+    looked at. note: why something is unknown, in words.
+    """
+
+    frames: int = 0
+    score: float | None = None
+    features: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 def read_recording(path: str | os.PathLike[str], losses: list[str]) -> tuple[dict[str, Any], Iterator[Recorded]]:
@@ -139,12 +157,12 @@ def replay(engine: Engine, bundle: Bundle, path: str | os.PathLike[str]) -> Repl
     found = Replay(about)
     tables = {spec.name: _row(spec, bundle) for spec in engine.tasks}
     seen: set[str] = set()
-    look = Look(engine.preprocess, str(about.get("fit", "stretch")), str(about.get("at", "frame")), None, False, False)
+    look = _look(engine, about)
     for recorded in frames:
         found.frames += 1
         seen |= set(recorded.outputs)
         try:
-            outputs, now = _answer(engine, look, recorded.frame), ""
+            outputs, now = _answer(engine, look, recorded.frame).outputs, ""
         except IgateError as error:
             outputs, now = {}, str(error)
         if now or recorded.error:
@@ -166,14 +184,46 @@ def replay(engine: Engine, bundle: Bundle, path: str | os.PathLike[str]) -> Repl
     return found
 
 
-def _answer(engine: Engine, look: Look, frame: Frame) -> dict[str, np.ndarray]:
+def unlike(engine: Engine, bundle: Bundle, path: str | os.PathLike[str], count: int) -> Unlike:
+    """Hold a recording of `count` frames against its bundle's statistics and INT8 ranges; at most WINDOW frames of it.
+
+    Runs the float network with every tensor as an output: much slower than the engine.
+    """
+    from ..runtime.drift_tensors import saturation_of_inputs
+
+    about, frames = read_recording(path, [])
+    look, drift = _look(engine, about), Drift(bundle.manifest.get("reference"))
+    inputs: list[np.ndarray] = []
+    for recorded in itertools.islice(frames, 0, None, max(-(-count // WINDOW), 1)):
+        with contextlib.suppress(IgateError):  # `replay` names frames that cannot be answered
+            job = _answer(engine, look, recorded.frame)
+            assert job.image is not None and job.input is not None
+            drift.add(drift.measure(job.image, job.outputs))
+            inputs.append(job.input)
+    found, score = Unlike(len(inputs)), drift.score()
+    if drift.reference is None:
+        found.note = "the bundle holds no reference statistics, so a drift score is unknown"
+    elif score.status == "unknown":
+        found.note = f"{len(inputs)} frame(s) are too few for a drift score"
+    else:
+        found.score, found.features = score.value, score.parts
+    if inputs:
+        found.tensors = saturation_of_inputs(bundle, inputs)
+    return found
+
+
+def _look(engine: Engine, about: Mapping[str, Any]) -> Look:
+    return Look(engine.preprocess, str(about.get("fit", "stretch")), str(about.get("at", "frame")), None, False, False)
+
+
+def _answer(engine: Engine, look: Look, frame: Frame) -> Job:
     """As the pipeline answered it, without its threads."""
     job = Job(frame, 0)
     preprocess_stage(job, look)
     assert job.input is not None
     job.raw = engine.infer(job.input)
     post_stage(job, look, engine.tasks)
-    return job.outputs
+    return job
 
 
 def _row(spec: OutputSpec, bundle: Bundle) -> TaskReplay:

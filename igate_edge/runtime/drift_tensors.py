@@ -20,15 +20,20 @@ def saturation(bundle: Bundle, frames: Iterable[np.ndarray]) -> dict[str, float]
     Runs the float network on the CPU with every tensor as an output: much slower than the engine, and what an INT8
     engine clips where its scales are the bundle's. frames: uint8 RGB [H,W,3]. Raises DataError when there is none.
     """
+    return saturation_of_inputs(bundle, (to_input(frame, bundle.preprocess) for frame in frames))
+
+
+def saturation_of_inputs(bundle: Bundle, inputs: Iterable[np.ndarray]) -> dict[str, float]:
+    """`saturation` of the network's inputs themselves: float32 [1,3,height,width], as a pipeline's fit makes them."""
     from ..compiler import calibrate, graph, layout, ranges
 
     laid = layout.lay_out(graph.load(bundle.model))
     limits, _ = ranges.of_layout(laid, bundle.ranges)
     probe, count = calibrate._Probe(laid.model), 0
     found = dict.fromkeys((name for name in limits if name in {probe.input, *probe.names}), 0.0)
-    for frame in frames:
+    for image in inputs:
         count += 1
-        values = probe.tensors(to_input(frame, bundle.preprocess))
+        values = probe.tensors(image)
         for name in found:
             low, high = limits[name]
             # Rounding in another order is not clipping: what counts lies half an INT8 step outside.

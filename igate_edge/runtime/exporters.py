@@ -241,12 +241,15 @@ def _ms(value: float | None) -> str:
 class JsonLines(Closing):
     """Appends one line of JSON a call to `path`; at MAX_LINES_BYTES the file moves to PATH.1 and starts anew.
 
-    Raises UnavailableError when the file cannot be written; no line is ever left half written.
+    Raises UnavailableError when the file cannot be written, InputError for a pipe: its reader could stop the robot. No
+    line is ever left half written.
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int = MAX_LINES_BYTES) -> None:
         self._path, self._most, self._lock = as_path(path), max_bytes, threading.Lock()
         with os_errors(self._path, "write"):
+            if self._path.is_fifo():
+                raise InputError("not a place for lines of JSON", f"{self._path} is a pipe", "give a name NAME.jsonl")
             self._file: Any = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def write(self, snapshot: Mapping[str, Any]) -> None:

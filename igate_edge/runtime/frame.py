@@ -43,7 +43,7 @@ class Frame:
     age_ms: float = float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What the engine answered for one frame; stamp_ns, frame_id and source are the frame's own.
 
@@ -62,3 +62,9 @@ class Result:
     camera: Camera | None = None
     ms: dict[str, float] = field(default_factory=dict)
     borrowed: bool = False
+
+    def __repr__(self) -> str:
+        answers = [f"{name} {array.dtype} {list(array.shape)}" for name, array in self.outputs.items()]
+        took = [f"{self.ms['end_to_end']:.1f} ms"] if "end_to_end" in self.ms else []
+        header = f"stamp_ns={self.stamp_ns}", f"frame_id={self.frame_id!r}", f"sequence={self.sequence}"
+        return f"Result({', '.join([*header, *answers, *took])})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from .mailbox import Closed, Mailbox
 
 #: Seconds that closing a camera waits for the frame in hand.
 CLOSE_S = 1.0
+#: A picture is at most so many seconds old, or its stamp is none of the system's clocks.
+OLDEST_S = 60.0
 
 
 class _Source(Closing, ABC):
@@ -96,8 +99,10 @@ class Folder(_Source):
 class Video(_Source):
     """Frames of a video file as rgb8, by PyAV (extra `video`); stamps are the video's own times plus one nanosecond.
 
-    live: the file is a camera (see `v4l2`): stamps are the time of day at which a frame came. Raises DataError
-    (no file, no video in it, damage: then after the frames before it) and UnavailableError (no PyAV, no such camera).
+    live: the file is a camera (see `v4l2`): where its driver stamps by the system's clocks, as V4L2 does, `age_ms` is
+    how long the frame lay in the driver and the stamp the time of day before that; else the time at which it came.
+    Raises DataError (no file, no video in it, damage: then after the frames before it) and UnavailableError (no PyAV,
+    no such camera).
     """
 
     def __init__(
@@ -139,8 +144,14 @@ class Video(_Source):
             except self._failures as error:
                 self._ended.set()
                 raise self._damaged(error) from error
-        stamp = time.time_ns() if self._live else round((picture.pts or 0) * (picture.time_base or 0) * 10**9) + 1
-        return replace(self._like, data=pixels, stamp_ns=stamp, received_ns=time.monotonic_ns())
+        time_base, age = picture.time_base or 0, math.nan
+        if self._live:
+            if picture.pts is not None:
+                age = _age_ms(float(picture.pts * time_base))
+            stamp = time.time_ns() - (0 if math.isnan(age) else round(age * 1e6))
+        else:
+            stamp = round((picture.pts or 0) * time_base * 10**9) + 1
+        return replace(self._like, data=pixels, stamp_ns=stamp, received_ns=time.monotonic_ns(), age_ms=age)
 
     def _damaged(self, error: Exception) -> IgateError:
         if self._live:
@@ -266,8 +277,9 @@ class Push(_Source):
 class Capture(_Source):
     """A camera by OpenCV: a device's number, or a GStreamer pipeline of `sources_gstreamer`; bgr8 frames.
 
-    Stamps are the time of day at which a frame was fetched. Not run on a device. OpenCV of the package index has no
-    GStreamer: on a Jetson use the system's python3-opencv. Raises UnavailableError (no OpenCV, no camera).
+    Stamps are the time of day at which a frame was fetched, and its age is unknown. Not run on a device. OpenCV of the
+    package index has no GStreamer: on a Jetson use the system's python3-opencv. Raises UnavailableError (no OpenCV, no
+    camera).
     """
 
     def __init__(self, device: int | str, *, frame_id: str = "camera", camera: Camera | None = None) -> None:
@@ -304,6 +316,14 @@ class Capture(_Source):
                     self._camera.release()
             finally:
                 self._lock.release()
+
+
+def _age_ms(stamp_s: float) -> float:
+    """Milliseconds since a stamp in seconds of the monotonic clock (V4L2's usual one) or of the day; NaN for others."""
+    for now in (time.monotonic(), time.time()):
+        if 0 <= now - stamp_s <= OLDEST_S:
+            return (now - stamp_s) * 1e3
+    return math.nan
 
 
 def _rate(rate_hz: float) -> float:

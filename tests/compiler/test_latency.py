@@ -246,6 +246,8 @@ def test_a_table_of_elsewhere_is_for_prediction_only() -> None:
     )
     other = from_json(affine(**own | {"device": {**fingerprint(), "cpu": "Orin"}})).foreign()
     assert "another machine (cpu 'Orin'" in other and other.endswith("predictions only")
+    like = from_json(affine(**own | {"device": {**fingerprint(), "instructions": "0" * 16}})).foreign()
+    assert "with other instructions)" in like and "000" not in like
     assert "'tensorrt'" in from_json(affine(**own | {"backend": {"name": "tensorrt", "version": "10"}})).foreign()
     assert "0.1" in from_json(affine(**own | {"backend": {"name": "onnxruntime", "version": "0.1"}})).foreign()
 

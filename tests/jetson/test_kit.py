@@ -181,6 +181,7 @@ def test_bringup_writes_an_archive_whatever_fails(at_work: tuple[Path, dict[str,
     folder, environment = at_work
     done = _run(KIT / "bringup.sh", "a.igate", "out.tar.gz", cwd=folder, env=environment)
     assert done.returncode == 1 and re.search(r"written: out.tar.gz \((\d+) of (\d+) steps failed", done.stdout)
+    assert re.search(r"^record.json +igate jetson record .*\n +FAILED \(3\): no$", done.stdout, re.MULTILINE)
     with tarfile.open(folder / "out.tar.gz") as archive:
         names = {Path(name).name for name in archive.getnames()}
         steps = archive.extractfile("./steps.txt").read().decode()  # type: ignore[union-attr]

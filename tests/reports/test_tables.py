@@ -81,7 +81,10 @@ def test_a_budget_of_time_is_a_sentence_and_others_stay_lists() -> None:
         "predicted_ms": 3.8,
         "device": {"cpu": "X"},
     }
-    assert budget_line(found) == f"{number(4.0)} ms: {number(3.9)} measured, {number(3.8)} predicted on X"
+    assert (
+        budget_line(found)
+        == f"{number(4.0)} ms: {number(3.9)} measured, {number(3.8)} predicted when it was trained, on X"
+    )
     assert budget_line({"kind": "Budget", "ms": 4.0}) == f"{number(4.0)} ms"
     assert budget_line({"own_channels": 0.25}) == flat({"own_channels": 0.25})
     assert budget_line(None) == ""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_bag_to_bag(tmp_path: Path) -> None:
     pytest.importorskip("mujoco", reason="NOT TESTED: MuJoCo is missing, pip install 'igate-edge[train]'")
-    place = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    place = {**os.environ, "PYTHON": sys.executable, "HOME": str(tmp_path)}
     script = [str(ROOT / "examples" / "bag_to_bag.sh"), str(tmp_path / "made"), "0.5"]
     done = subprocess.run(script, capture_output=True, text=True, env=place, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

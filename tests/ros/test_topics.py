@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
+from igate_edge_ros import convert
+from rcl_interfaces.msg import Log
 from ros_world import (
     BEST_EFFORT,
     LATCHED,
+    RELIABLE,
     BrightnessEngine,
     World,
     calibration,
@@ -24,7 +28,6 @@ from ros_world import (
     values,
 )
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import String
 
 pytestmark = pytest.mark.ros
 #: Red is above half in the left half of the picture only.
@@ -70,24 +73,79 @@ def test_answers_carry_the_header_of_their_image_and_the_conventions_of_their_ki
     np.testing.assert_array_equal(pixels_of(got["normals"])[3, 4], [0, 0, -1])
 
 
-@pytest.mark.parametrize("encoding", ["bgr8", "rgba8", "bgra8", "padded"])
-def test_a_picture_is_the_same_picture_in_every_encoding(world: World, encoding: str) -> None:
-    world.active(BrightnessEngine())
-    labels, camera = world.listen(Image, "/igate/segmentation"), world.camera()
-    ready(world, camera, labels)
+def encoded(encoding: str) -> Image:
+    """PICTURE as a message; yuv is BT.601 of video range, where its red is (67, 98, 216) and black (16, 128, 128)."""
     alpha = np.full((24, 32, 1), 9, np.uint8)
+    luma, chroma = np.full((24, 32), 16, np.uint8), np.full((12, 16, 2), 128, np.uint8)
+    luma[:, :16], chroma[:, :8] = 67, (98, 216)
+    packed = np.stack([chroma.repeat(2, 0).reshape(24, 32), luma], 2)
     variants = {
         "bgr8": PICTURE[..., ::-1],
         "rgba8": np.concatenate([PICTURE, alpha], 2),
         "bgra8": np.concatenate([PICTURE[..., ::-1], alpha], 2),
         "padded": np.concatenate([PICTURE, np.full((24, 4, 3), 255, np.uint8)], 1),
+        "yuv422": packed,
+        "yuv422_yuy2": packed[..., ::-1],
+        "nv12": np.concatenate([luma, chroma.reshape(12, 32)]),
     }
-    message = image(
-        np.ascontiguousarray(variants[encoding]), "rgb8" if encoding == "padded" else encoding, stamp=(2, 0)
-    )
-    message.width = 32
-    camera.publish(message)
+    pixels = np.ascontiguousarray(variants[encoding])
+    message = image(pixels, "rgb8" if encoding == "padded" else encoding, stamp=(2, 0))
+    message.height, message.width = 24, 32
+    return message
+
+
+@pytest.mark.parametrize("encoding", ["bgr8", "rgba8", "bgra8", "padded", "yuv422", "yuv422_yuy2", "nv12"])
+def test_a_picture_is_the_same_picture_in_every_encoding(world: World, encoding: str) -> None:
+    world.active(BrightnessEngine())
+    labels, depth = world.listen(Image, "/igate/segmentation"), world.listen(Image, "/igate/depth")
+    camera = world.camera()
+    ready(world, camera, labels)
+    ready(world, camera, depth)
+    camera.publish(encoded(encoding))
     np.testing.assert_array_equal(pixels_of(labels.wait(stamped(2))), pixels_of(labels.messages[0]))
+    np.testing.assert_allclose(pixels_of(depth.wait(stamped(2))), METRES, rtol=3e-3)
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_sixteen_bits_are_read_in_the_order_that_the_message_says(world: World, big_endian: bool) -> None:
+    world.active(BrightnessEngine())
+    labels, camera = world.listen(Image, "/igate/segmentation"), world.camera()
+    ready(world, camera, labels)
+    grey = np.zeros((24, 32), ">u2" if big_endian else "<u2")
+    grey[:, :16], grey[:, 16:] = 0xC800, 0x00C8
+    message = image(grey, "mono16", stamp=(2, 0))
+    message.is_bigendian = int(big_endian)
+    camera.publish(message)
+    assert pixels_of(labels.wait(stamped(2)))[0].tolist() == [1] * 8 + [0] * 8
+
+
+def test_a_camera_that_changes_its_size_is_answered_and_it_is_said(world: World) -> None:
+    node = world.active(BrightnessEngine(), output_size="frame", diag_period=60.0)
+    labels, health, camera = world.listen(Image, "/igate/segmentation"), world.listen_health(), world.camera()
+    ready(world, camera, labels)
+    camera.publish(image(PICTURE.repeat(2, 0).repeat(2, 1), stamp=(2, 0)))
+    larger = labels.wait(stamped(2))
+    assert (larger.width, larger.height, larger.step, len(larger.data)) == (64, 48, 64, 64 * 48)
+    assert pixels_of(larger)[0, [0, 28, 36, 63]].tolist() == [1, 1, 0, 0]
+    camera.publish(image(PICTURE, stamp=(3, 0)))
+    assert (labels.wait(stamped(3)).width, labels.wait(stamped(3)).height) == (32, 24)
+    status = world.heard(node, health, said("pipeline", "/image changed from 64x48 to 32x24"))
+    assert level(status) == 1 and values(status)["events/size"] == "2"
+
+
+def test_stamps_that_jump_back_are_answered_and_a_late_image_is_not(world: World) -> None:
+    node = world.active(BrightnessEngine(), diag_period=60.0)
+    labels, health, camera = world.listen(Image, "/igate/segmentation"), world.listen_health(), world.camera()
+    ready(world, camera, labels)
+    for stamp in ((500, 0), (499, 500_000_000), (20, 0)):  # the second is half a second late, the third another clock's
+        camera.publish(image(PICTURE, stamp=stamp))
+        if stamp[1]:
+            world.until(lambda: node._work._pipeline.counts.stale, "a late image")
+        else:
+            labels.wait(stamped(stamp[0]))
+    assert not stamped(499)(labels.messages)
+    status = world.heard(node, health, said("pipeline", "the stamps of /image jumped back by 480.0 s"))
+    assert level(status) == 1 and values(status)["events/clock"] == values(status)["stale"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -186,13 +244,47 @@ def test_the_overlay_is_drawn_for_whoever_looks_and_can_be_switched_off(world: W
     assert len(overlay.messages) == shown
 
 
+def test_the_overlay_comes_as_jpeg_where_somebody_asks_for_it(world: World) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="NOT TESTED: Pillow is missing, pip install 'igate-edge[images]'")
+    world.active(BrightnessEngine(), output_size="frame")
+    jpeg, camera = world.listen(CompressedImage, "/igate/overlay/compressed"), world.camera()
+    ready(world, camera, jpeg)
+    camera.publish(image(PICTURE, stamp=(2, 5), frame_id="left_optical"))
+    message = jpeg.wait(stamped(2))
+    assert (message.header.stamp.nanosec, message.header.frame_id) == (5, "left_optical")
+    assert message.format == "rgb8; jpeg compressed bgr8"
+    overlay = world.listen(Image, "/igate/overlay")
+    world.until(lambda: overlay.messages, "both", lambda: camera.publish(image(PICTURE, stamp=(3, 0))))
+    with pillow.open(io.BytesIO(message.data)) as picture:
+        assert picture.format == "JPEG"
+        shown = np.asarray(picture).astype(int)
+    assert np.abs(shown - pixels_of(overlay.messages[0])).mean() < 6, "the same picture, with JPEG's losses"
+
+
+def test_without_pillow_there_is_no_jpeg_and_the_log_says_so_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    log = world.listen(Log, "/rosout", RELIABLE)
+    world.until(lambda: world.peer.count_publishers("/rosout"), "a log")
+    node = world.active(BrightnessEngine(), name="bare")
+    topics = {name for name, _ in node.get_publisher_names_and_types_by_node("bare", "/")}
+    assert "/bare/overlay" in topics and "/bare/overlay/compressed" not in topics
+    node.trigger_deactivate()
+    node.trigger_cleanup()
+    node.trigger_configure()
+    found = log.wait(lambda logs: [m.msg for m in logs if m.msg.startswith("ready: ")][1:] and [m.msg for m in logs])
+    assert len([line for line in found if "no ~/overlay/compressed: " in line and "Pillow" in line]) == 1
+
+
 def test_who_joins_late_learns_the_labels(world: World) -> None:
     world.active(BrightnessEngine())
-    late = world.listen(String, "/igate/label_info", LATCHED)
-    assert json.loads(late.first().data)["class_map"] == [
-        {"class_id": 0, "class_name": "dark"},
-        {"class_id": 1, "class_name": "bright"},
-    ]
+    told = world.listen(convert.LABELS, "/igate/label_info", LATCHED).first()
+    if convert.LabelInfo is None:
+        classes = [(row["class_id"], row["class_name"]) for row in json.loads(told.data)["class_map"]]
+    else:
+        classes = [(row.class_id, row.class_name) for row in told.class_map]
+    assert classes == [(0, "dark"), (1, "bright")]
 
 
 def test_two_cameras_in_one_process_keep_apart(world: World) -> None:

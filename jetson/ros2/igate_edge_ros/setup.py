@@ -24,5 +24,9 @@ setup(
     description="Lifecycle node that answers a camera with all tasks of an igate_edge bundle: labels, depth, normals.",
     license="Apache-2.0",
     tests_require=["pytest"],
-    entry_points={"console_scripts": [f"igate_node = {NAME}.main:main"]},
+    entry_points={
+        "console_scripts": [f"igate_node = {NAME}.main:main"],
+        # What a container of rclpy_components looks for; see README.md.
+        "rclpy_components": [f"{NAME}::IgateNode = {NAME}.node:IgateNode"],
+    },
 )

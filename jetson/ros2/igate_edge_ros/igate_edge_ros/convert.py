@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import io
 import json
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from igate_edge.frames import pillow
 from igate_edge.robotics import messages
 from igate_edge.runtime.frame import Camera, Frame
 
@@ -23,6 +25,8 @@ except ImportError:
 
 #: Bytes of a pixel in the encodings that need no conversion to be looked at.
 CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
+#: Of the overlay as JPEG, 1 to 95.
+JPEG_QUALITY = 80
 #: ROS type of each plain message that a node publishes for a task.
 LABELS = LabelInfo or String
 SCORES = Classification or String
@@ -105,6 +109,15 @@ class ImageSlot:
         message.height, message.width, message.step = plain.height, plain.width, plain.step
         message.encoding, message.is_bigendian = plain.encoding, int(plain.is_bigendian)
         return message
+
+
+def to_jpeg(plain: messages.ImageMessage) -> CompressedImage:
+    """An rgb8 image without row padding as JPEG, in the words of image_transport; raises UnavailableError."""
+    file, size = io.BytesIO(), (plain.width, plain.height)
+    pillow().Image.frombuffer("RGB", size, memoryview(plain.data)).save(file, "jpeg", quality=JPEG_QUALITY)
+    message = CompressedImage(header=header(plain.stamp_ns, plain.frame_id), format="rgb8; jpeg compressed bgr8")
+    message.data = array.array("B", file.getvalue())
+    return message
 
 
 def to_info(plain: messages.CameraInfoMessage) -> CameraInfo:

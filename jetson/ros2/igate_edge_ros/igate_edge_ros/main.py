@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 import rclpy
@@ -17,12 +18,15 @@ from .node import IgateNode
 
 #: Seconds after which a running thread lets another one in.
 SWITCH_S = 1e-4
+#: Longest time in seconds that the executor waits for work, and that a callback may take beyond a hanging engine's.
+WAIT_S, WEDGED_S = 1.0, 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Spin the nodes until a signal, which finishes the frame in hand and closes the engines.
 
-    Leaves with 1 when an engine was lost for good: launch (respawn) or systemd starts a new process.
+    Leaves with 1 when an engine was lost for good: launch (respawn) or systemd starts a new process. systemd's watchdog
+    hears of it too when a callback never returns: the executor must come round again.
     """
     given = list(sys.argv if arguments is None else arguments)
     parser = argparse.ArgumentParser("igate_node", description=__doc__)
@@ -42,9 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             executor.add_node(node)
             if options.autostart:
                 node.autostart()
-        with Watchdog(lambda: all(node.alive for node in nodes)):
+        spun = time.monotonic()
+
+        def alive() -> bool:
+            allowed_s = WAIT_S + WEDGED_S + max(node.hang_s for node in nodes)
+            return all(node.alive for node in nodes) and time.monotonic() - spun < allowed_s
+
+        with Watchdog(alive):
             while rclpy.ok() and all(node.alive for node in nodes):
-                executor.spin_once(timeout_sec=1.0)
+                executor.spin_once(timeout_sec=WAIT_S)
+                spun = time.monotonic()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -32,7 +33,8 @@ class IgateNode(LifecycleNode):
 
     Several of them run in one process on one executor: give each a name or a namespace of its own. A transition blocks
     the thread that runs it; with `executor.CameraExecutor` all other callbacks go on. open_engine: how the options of
-    `loading.options_of` become an engine, for programs that bring their own. Other arguments: as rclpy.node.Node.
+    `loading.options_of` become an engine, for programs that bring their own. Other arguments: as rclpy.node.Node, and
+    parameter_overrides as messages too, which is what a component container hands over.
     """
 
     def __init__(
@@ -40,9 +42,13 @@ class IgateNode(LifecycleNode):
         name: str = "igate",
         *,
         open_engine: Callable[[Mapping[str, Any]], Any] | None = None,
+        parameter_overrides: Sequence[Parameter | ParameterMessage] | None = None,
         **node_arguments: Any,
     ) -> None:
-        super().__init__(name, **node_arguments)
+        given = [
+            Parameter.from_parameter_msg(p) if isinstance(p, ParameterMessage) else p for p in parameter_overrides or ()
+        ]
+        super().__init__(name, parameter_overrides=given, **node_arguments)
         parameters.declare(self)
         self._open_engine = open_engine
         self._built: set[str] = set()
@@ -136,6 +142,12 @@ class IgateNode(LifecycleNode):
     def alive(self) -> bool:
         """False when the engine was lost for good: only a new process helps."""
         return not self._lost
+
+    @property
+    def hang_s(self) -> float:
+        """Seconds that a callback may wait for an engine that hangs: with `drop_policy` every, images wait for it."""
+        work = self._work
+        return 0.0 if work is None else work.settings.hang_s
 
     @property
     def reason(self) -> str:

@@ -7,22 +7,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from igate_edge.contract import OutputSpec
+from igate_edge.errors import UnavailableError
+from igate_edge.frames import pillow
 from igate_edge.robotics import messages
 from igate_edge.runtime.frame import Result
 
 from . import convert, qos
 from .parameters import Settings
 
-OVERLAY, CAMERA = "overlay", "camera_info"
+OVERLAY, COMPRESSED, CAMERA = "overlay", "overlay/compressed", "camera_info"
 
 
 class Outputs:
     """Publishers of one node. `publish` is for one thread; everything else may be called from any.
 
-    draw: what ~/overlay shows of a result, uint8 RGB [H,W,3]. `overlay` and `depth_encoding` may be set at any time.
+    draw: what ~/overlay shows of a result, uint8 RGB [H,W,3]; ~/overlay/compressed is offered where Pillow is
+    installed. `overlay` and `depth_encoding` may be set at any time.
     """
 
     def __init__(
@@ -39,6 +42,11 @@ class Outputs:
         self._topics = messages.topics_of(specs)
         kinds = {self._topics[spec.name]: Image if spec.dense else convert.SCORES for spec in specs}
         kinds |= {CAMERA: CameraInfo, OVERLAY: Image}
+        try:
+            pillow()
+            kinds[COMPRESSED] = CompressedImage
+        except UnavailableError as error:
+            node.get_logger().info(f"no ~/{COMPRESSED}: {error}", once=True)
         self._slots = {topic: convert.ImageSlot() for topic, kind in kinds.items() if kind is Image}
         self._heard: frozenset[str] = frozenset()
         self._publishers: dict[str, Any] = {}
@@ -63,11 +71,11 @@ class Outputs:
         """The tasks that somebody listens to, and the one that the overlay shows; None when nobody needs an answer."""
         heard = {topic for topic, publisher in self._publishers.items() if publisher.get_subscription_count()}
         if not self.overlay:
-            heard.discard(OVERLAY)
+            heard -= {OVERLAY, COMPRESSED}
         self._heard = frozenset(heard)
         if not heard:
             return None
-        drawn = self._drawn if OVERLAY in heard else None
+        drawn = self._drawn if heard & {OVERLAY, COMPRESSED} else None
         return tuple(spec for spec in self._specs if spec == drawn or self._topics[spec.name] in heard)
 
     def unheard(self, topic: str) -> bool:
@@ -82,9 +90,12 @@ class Outputs:
         told = dataclasses.replace(result, outputs=answers, camera=result.camera if CAMERA in heard else None)
         for topic, message in messages.from_result(told, self._specs, self.depth_encoding):
             self._send(topic, message)
-        if OVERLAY in heard:
-            picture = self._draw(result)
-            self._send(OVERLAY, messages.image_message(picture, "rgb8", result.stamp_ns, result.frame_id))
+        if heard & {OVERLAY, COMPRESSED}:
+            picture = messages.image_message(self._draw(result), "rgb8", result.stamp_ns, result.frame_id)
+            if OVERLAY in heard:
+                self._send(OVERLAY, picture)
+            if COMPRESSED in heard and (publisher := self._publishers.get(COMPRESSED)) is not None:
+                publisher.publish(convert.to_jpeg(picture))
 
     def close(self) -> None:
         """Take the topics down."""

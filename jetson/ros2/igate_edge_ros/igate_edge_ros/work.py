@@ -164,6 +164,7 @@ class Work:
         if not settings.record_dir:
             return None
         about = {"bundle": settings.bundle, "created_by": self._manifest.get("created_by", "")}
+        about |= {"fit": settings.fit, "at": settings.output_size}  # else a replay looks at the frames in another way
         recorder = Recorder(settings.record_dir, settings.record_seconds, about=about)
         self._owned.append(recorder)
         self.monitor.on_alarm = recorder.trigger
