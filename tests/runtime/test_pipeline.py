@@ -21,7 +21,7 @@ from igate_edge.errors import InputError
 from igate_edge.package import package
 from igate_edge.runtime.camera import pinhole
 from igate_edge.runtime.frame import Frame, Result
-from igate_edge.runtime.pipeline import Pipeline
+from igate_edge.runtime.pipeline import MAX_SOURCES, Pipeline
 from igate_edge.runtime.sources import Push, Synthetic
 
 
@@ -370,3 +370,12 @@ def test_threads_that_submit_take_turns() -> None:
         assert pipeline.drain(PATIENCE)
         assert pipeline.counts.inside == 0 and not pipeline.counts.errors
     assert [check_whole(result) for result in seen] in ([1, 2, 3], [1, 3])
+
+
+def test_the_newest_stamps_of_few_cameras_are_kept() -> None:
+    with Pipeline(Echo(), lambda result: None) as pipeline:
+        for name in ("first", *map(str, range(MAX_SOURCES))):
+            assert pipeline.submit(dataclasses.replace(numbered(1), stamp_ns=7, source=name))
+            assert pipeline.drain(PATIENCE)
+        assert len(pipeline._newest) == len(pipeline._kinds) == MAX_SOURCES and "first" not in pipeline._newest
+        assert not pipeline.submit(dataclasses.replace(numbered(2), stamp_ns=6, source=str(MAX_SOURCES - 1)))

@@ -14,7 +14,7 @@ from robot import PATIENCE, Echo, Gated, Notes, check_whole, numbered
 from igate_edge.errors import InputError
 from igate_edge.runtime.camera import pinhole
 from igate_edge.runtime.frame import Frame, Result
-from igate_edge.runtime.pipeline import MAX_SOURCES, Pipeline
+from igate_edge.runtime.pipeline import Pipeline
 
 
 def feed(pipeline: Pipeline, frames: list[Frame]) -> list[bool]:
@@ -55,15 +55,6 @@ def test_a_stalled_camera_costs_nothing_and_the_loop_can_be_ended() -> None:
         runner.join(PATIENCE)
         assert not runner.is_alive() and not pipeline.counts.events
     assert [check_whole(result) for result in seen] == [1]
-
-
-def test_the_newest_stamps_of_few_cameras_are_kept() -> None:
-    with Pipeline(Echo(), lambda result: None) as pipeline:
-        feed(pipeline, [dataclasses.replace(at(1, 7), source="first")])
-        feed(pipeline, [dataclasses.replace(at(1, 7), source=f"camera {number}") for number in range(MAX_SOURCES)])
-        assert len(pipeline._newest) == len(pipeline._kinds) == MAX_SOURCES and "first" not in pipeline._newest
-        taken = [dataclasses.replace(at(2, 6), source=f"camera {MAX_SOURCES - 1}")]
-        assert feed(pipeline, taken) == [False], "the newest cameras are remembered"
 
 
 def test_late_and_repeated_frames_are_stale() -> None:
