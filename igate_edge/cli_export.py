@@ -40,6 +40,7 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
         out.parent.mkdir(parents=True, exist_ok=True)
     say(f"exporting {run}")
     onnx = to_onnx(net, preprocess, half_weights=half_weights)
+    say(f"pruning, calibrating on {len(frames.calibration)} frames, checking: a few minutes for a large network")
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / out.name
         bundle = package(

@@ -24,6 +24,8 @@ PARTS = {"plain_steps": 5, "final_steps": 5, "search_steps": 1, "fork_steps": 1}
 GOLDEN_FRAMES = 4
 #: Kinds of budgets: a share of channels, time as a multiple of the plain net's, milliseconds.
 KINDS = ("budget", "ratio", "ms")
+#: Share of its budget of time beyond which a net is said to have missed it: more than timing's noise.
+OVER = 1.02
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def budget_text(budget: dict[str, Any]) -> str:
     if budget["measured_ms"] is not None:
         value = f"measured {budget['measured_ms']:.3g} ms ({budget['measured_ratio']:.3f}x), {value}"
     note = f"; {budget['note']}" if budget["note"] else ""
-    return f"budget {asked}: {value}, {budget['share']:.1%} of it{note}"
+    missed = "OVER THE BUDGET: " if budget["share"] > OVER else ""
+    return f"{missed}budget {asked}: {value}, {budget['share']:.1%} of it{note}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -298,3 +298,5 @@ def test_where_a_budget_landed_is_said_in_a_sentence() -> None:
     assert budget_text(foreign) == (
         "budget 3.2 ms: predicted 3.1 ms (1.250x), 98.0% of it; the table is of another machine"
     )
+    over = budget_text({**found, "measured_ms": 8.0, "measured_ratio": 3.2, "share": 7.22})
+    assert over.startswith("OVER THE BUDGET: budget 1.3x the plain net: ") and over.endswith("722.0% of it")
