@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .robotics.process import BagRun
     from .robotics.replay import Replay, Unlike
 
-#: Tensors that the terminal shows.
-MOST_TENSORS = 12
+#: Tensors that the terminal shows, and the share of values outside from which on one is worth a line.
+MOST_TENSORS, LEAST_SHARE = 12, 1e-4
 
 
 def run_bag(
@@ -98,12 +98,15 @@ def _drift_shown(strange: Unlike) -> list[Any]:
     if strange.score is not None:
         parts = ", ".join(f"{name} {number(value)}" for name, value in list(strange.features.items())[:4])
         shown.append(f"drift score {number(strange.score)} over {strange.frames} frame(s), 1 is the limit: {parts}")
-    outside = [(name, f"{share:.2%}") for name, share in strange.tensors.items() if share]
+    outside = [(name, f"{share:.2%}") for name, share in strange.tensors.items() if share >= LEAST_SHARE]
     if outside:
-        title = f"Tensors with values outside their calibrated INT8 range: {len(outside)} of {len(strange.tensors)}"
+        title = f"Tensors that leave their calibrated INT8 range: {len(outside)} of {len(strange.tensors)}"
         note = f"the worst {MOST_TENSORS} are shown; all with --json" if len(outside) > MOST_TENSORS else ""
         return [*shown, "", Grid(title, ("tensor", "values outside"), outside[:MOST_TENSORS], 1, note), ""]
-    return [*shown, f"no value of {len(strange.tensors)} tensors lies outside its calibrated INT8 range", ""]
+    if strange.tensors:
+        share = f"{LEAST_SHARE:.2%} of its values"
+        shown.append(f"none of {len(strange.tensors)} tensors has {share} outside its calibrated INT8 range")
+    return [*shown, ""]
 
 
 def _replay_shown(found: Replay) -> list[Any]:

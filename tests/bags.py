@@ -12,6 +12,8 @@ from PIL import Image
 
 from igate_edge.robotics.bag import BagWriter
 from igate_edge.robotics.messages import CameraInfoMessage, CompressedImageMessage, image_message
+from igate_edge.robotics.storage import Storage
+from igate_edge.robotics.typestore import typestore
 from igate_edge.runtime.frame import Camera
 
 WHY = "NOT TESTED: bags need the extra bag and mcap-ros2-support, pip install 'igate-edge[bag]' mcap-ros2-support"
@@ -20,6 +22,8 @@ for _package in ("rosbags", "mcap", "mcap_ros2"):
 
 CAMERA = Camera(24, 16, (20.0, 0.0, 11.5, 0.0, 21.0, 7.5, 0.0, 0.0, 1.0), (0.1, 0.0, 0.0, 0.0, 0.0))
 START = 1_700_000_000 * 10**9
+#: Storage and compression mode of rosbag2.
+PACKED = ("mcap message", "mcap file", "sqlite3 message", "sqlite3 file")
 #: numpy type and channels of the encodings that our results have.
 _PIXELS = {"mono8": ("u1", 1), "16UC1": ("<u2", 1), "32FC1": ("<f4", 1), "32FC3": ("<f4", 3), "rgb8": ("u1", 3)}
 
@@ -51,6 +55,21 @@ def camera_bag(
             info = topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
             bag.write(info, CameraInfoMessage(CAMERA, stamp, "front_optical"), log_ns)
     return stamps
+
+
+def convert(source: Path, target: Path, storage: str, mode: str = "none") -> Path:
+    """The same messages in a folder that rosbags writes: storage mcap or sqlite3, mode none, message or file (zstd)."""
+    from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+    writer = Writer(target, version=8, storage_plugin=StoragePlugin[storage.upper()])
+    if mode != "none":
+        writer.set_compression(CompressionMode[mode.upper()], CompressionFormat.ZSTD)
+    with writer:
+        there: dict[str, Any] = {}
+        for topic, kind, log_ns, data in Storage(source).read(None, []):
+            there[topic] = there.get(topic) or writer.add_connection(topic, kind, typestore=typestore())
+            writer.write(there[topic], log_ns, data)
+    return target
 
 
 def decoded(path: Path) -> list[tuple[str, int, Any]]:

@@ -39,11 +39,15 @@ class BrightnessEngine:
     def __init__(self, seconds: float = 0.0) -> None:
         self.calls, self.closed, self.error = 0, False, ""
         self.seconds = seconds
+        #: While it is clear, the engine hangs.
+        self.go = threading.Event()
+        self.go.set()
 
     def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
         self.calls += 1
         if self.error:
             raise RuntimeError(self.error)
+        self.go.wait()
         if self.seconds:
             time.sleep(self.seconds)
         red = image[0, 0]

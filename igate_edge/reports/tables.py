@@ -166,5 +166,6 @@ def budget_line(budget: Any) -> str:
     found = [(word, budget.get(f"{word}_{key}")) for word in ("measured", "predicted")]
     words = [f"{number(value)} {word}" for word, value in found if isinstance(value, float)]
     device = budget.get("device")
-    place = f" when it was trained, on {device['cpu']}" if words and isinstance(device, dict) and device.get("cpu") else ""
+    cpu = device.get("cpu") if isinstance(device, dict) else None
+    place = f" when it was trained, on {cpu}" if words and cpu else ""
     return said.format(flat(budget.get(key))) + (f": {', '.join(words)}{place}" if words else "")

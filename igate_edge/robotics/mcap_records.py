@@ -43,7 +43,9 @@ def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, by
             inside = [record]
             if isinstance(record, Chunk):
                 try:
-                    inside = _whole_chunk(record)
+                    inside, ending = _whole_chunk(record)
+                    if ending:
+                        losses.append(f"{path.name}: the chunk before byte {good:,} is damaged at its end ({ending})")
                 except Exception as error:
                     losses.append(
                         f"{path.name}: the chunk before byte {good:,} is damaged ({_reason(error)}) and left out"
@@ -61,7 +63,8 @@ def read_mcap(path: Path, losses: list[str]) -> Iterator[tuple[str, str, int, by
 
 
 def _reason(error: Exception) -> str:
-    known = {"EndOfFile": "the file ends there", "RecordLengthLimitExceeded": _TOO_LONG}
+    ends = "the file ends there"
+    known = {"EndOfFile": ends, "error": ends, "RecordLengthLimitExceeded": _TOO_LONG}  # error: struct's
     return known.get(type(error).__name__, f"{type(error).__name__}: {error}"[:120])
 
 
@@ -80,14 +83,14 @@ def _messages(records: Any, tables: dict[str, dict[int, Any]]) -> Iterator[tuple
                 yield channel.topic, schema.name, record.log_time, record.data
 
 
-def _whole_chunk(chunk: Any) -> list[Any]:
-    """All records of a chunk; raises ValueError when it does not hold what its header says."""
+def _whole_chunk(chunk: Any) -> tuple[list[Any], str]:
+    """All records of a chunk, see _records; raises ValueError when it does not hold what its header says."""
     data = _unpack(chunk.data, chunk.compression, chunk.uncompressed_size)
     if len(data) != chunk.uncompressed_size:
         raise ValueError(f"{len(data)} bytes instead of {chunk.uncompressed_size}")
     if chunk.uncompressed_crc and zlib.crc32(data) != chunk.uncompressed_crc:
         raise ValueError("wrong checksum")
-    return list(_records(data))
+    return _records(data)
 
 
 def _cut_chunk(rest: bytes) -> list[Any]:
@@ -99,9 +102,10 @@ def _cut_chunk(rest: bytes) -> list[Any]:
     name = start + _CHUNK_HEAD.size
     compression = rest[name : name + length]
     try:
-        return list(_records(_unpack(rest[name + length + 8 :], compression.decode(), size)))
+        data = _unpack(rest[name + length + 8 :], compression.decode(), size)
     except Exception:  # nothing in it can be unpacked
         return []
+    return _records(data)[0]
 
 
 def _unpack(data: bytes, compression: str, size: int) -> bytes:
@@ -122,16 +126,21 @@ def _unpack(data: bytes, compression: str, size: int) -> bytes:
     return data[:size]
 
 
-def _records(data: bytes) -> Iterator[Any]:
-    """Whole records that stand one after the other in `data`."""
-    from mcap.exceptions import EndOfFile
+def _records(data: bytes) -> tuple[list[Any], str]:
+    """(whole records that stand one after the other in `data`, why the last ones are no such: "" when all are)."""
     from mcap.stream_reader import StreamReader
 
+    found: list[Any] = []
+    stream, good = io.BytesIO(data), 0
     # emit_chunks: a chunk inside a chunk is against the format, and would be unpacked to whatever size it claims.
-    reader = StreamReader(io.BytesIO(data), skip_magic=True, emit_chunks=True, record_size_limit=max(len(data), 1))
+    reader = StreamReader(stream, skip_magic=True, emit_chunks=True, record_size_limit=max(len(data), 1))
     records = reader.records
-    while True:
+    while good < len(data):
         try:
-            yield next(records)
-        except (EndOfFile, StopIteration):
-            return
+            found.append(next(records))
+        except StopIteration:
+            break
+        except Exception as error:  # cut in a record, in its length, or in what comes before that
+            return found, _reason(error)
+        good = stream.tell()
+    return found, ""

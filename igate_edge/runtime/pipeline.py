@@ -23,10 +23,10 @@ from ..errors import InputError
 from . import encodings
 from .frame import Frame, Result
 from .mailbox import Closed
-from .pipeline_counts import Counts, Tally, Watching
+from .pipeline_counts import Counts, Tally, Watching, sentence
 from .pipeline_stages import MODES, Job, Look, age_ms, post_stage, preprocess_stage
 from .preprocess import FITS
-from .relay import Relay
+from .relay import Relay, within
 
 __all__ = ["Answering", "Counts", "Pipeline", "Recording", "Sink", "Watching"]
 
@@ -116,6 +116,7 @@ class Pipeline(Closing):
         self._newest: dict[str, int] = {}
         self._kinds: dict[str, tuple[str, tuple[int, int]]] = {}
         self._closed = self._stopped = False
+        self._ended, self._closer = threading.Event(), 0
         self._source: Iterable[Frame] | None = None
         stages = {"preprocess": self._prepare, "infer": self._infer, "post": self._post, "sink": self._publish}
         self._relay: Relay[Job] = Relay(stages, wait=not self._live, lost=self._drop, failed=self._fail)
@@ -147,8 +148,8 @@ class Pipeline(Closing):
     def submit(self, frame: Frame, *, owned: bool = False) -> bool:
         """Hand in a frame; never raises for what is wrong with it: False = refused or stale, and counted.
 
-        The pixels are copied unless `owned` (nobody else will write them). In mode "every" this waits for room; it
-        returns False once the pipeline is closed.
+        The pixels are copied unless `owned` (nobody else will write them). In mode "every" this waits for room, so a
+        sink must not call it; it returns False once the pipeline is closed. Not from a recorder or a monitor.
         """
         arrived = time.monotonic_ns()
         if self._closed:
@@ -171,7 +172,7 @@ class Pipeline(Closing):
             self._tally.refused(error.reason, str(error))
             return False
         except Exception as error:  # no memory for the copy, or a frame that nobody thought of
-            self._tally.error("submit", _sentence(error))
+            self._tally.error("submit", sentence(error))
             return False
         try:
             self._relay.put(job)
@@ -199,7 +200,7 @@ class Pipeline(Closing):
                     break
                 except Exception as error:
                     failures += 1
-                    self._tally.event("source", _sentence(error))
+                    self._tally.event("source", sentence(error))
                     if failures >= SOURCE_FAILURES:
                         raise
                     continue
@@ -225,15 +226,22 @@ class Pipeline(Closing):
     def close(self, drain: bool = True, timeout_s: float = 5.0) -> None:
         """Take no more frames, answer those inside (`drain`) or drop them, end the threads; twice is fine.
 
-        A stage that is still stuck after `timeout_s` is left behind, as an event "left" that names it.
+        A stage that is still stuck after `timeout_s` is left behind, as an event "left" that names it. Not from a
+        signal's handler, which may have interrupted this very pipeline: see `supervise.stop_on_signals`.
         """
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self.stop()
-        for name in self._relay.close(drain, timeout_s):
-            self._tally.event("left", f"the stage {name!r} did not end within {timeout_s:g} s")
+            first, self._closed = not self._closed, True
+            self._closer = self._closer or threading.get_ident()
+        if not first:
+            if not self._relay.inside and self._closer != threading.get_ident():
+                self._ended.wait(within(timeout_s))  # who returns from here may free the engine
+            return
+        try:
+            self.stop()
+            for name in self._relay.close(drain, timeout_s):
+                self._tally.event("left", f"the stage {name!r} did not end within {timeout_s:g} s")
+        finally:
+            self._ended.set()
 
     def _close_source(self, source: object) -> None:
         """Close it where it can be: a camera that fails even then must not keep the pipeline from ending."""
@@ -242,7 +250,7 @@ class Pipeline(Closing):
         except ValueError:
             pass  # a generator that is just running in another thread: it is looked at after its frame
         except Exception as error:
-            self._tally.event("source", _sentence(error))
+            self._tally.event("source", sentence(error))
 
     def _in_order(self, frame: Frame, size: tuple[int, int]) -> bool:
         """Whether a live frame is newer than all before it; also notes what else about the camera changed."""
@@ -273,13 +281,17 @@ class Pipeline(Closing):
     def _drop(self, stage: str, job: Job) -> None:
         self._look.give_back(job)
         why = "the pipeline was closed" if self._closed else "a newer frame took its place"
-        self._record(job.frame, None, f"dropped before {stage}: {why}")
-        self._tally.dropped()
+        try:
+            self._record(job.frame, None, f"dropped before {stage}: {why}")
+        finally:
+            self._tally.dropped()
 
     def _fail(self, stage: str, job: Job, error: BaseException) -> None:
         self._look.give_back(job)
-        self._record(job.frame, job.result, f"{stage}: {_sentence(error)}")
-        self._tally.error(stage, _sentence(error))
+        try:
+            self._record(job.frame, job.result, f"{stage}: {sentence(error)}")
+        finally:
+            self._tally.error(stage, sentence(error))
 
     def _too_old(self, job: Job) -> bool:
         if self._max_age_ms is None or (age := age_ms(job)) <= self._max_age_ms:
@@ -290,9 +302,9 @@ class Pipeline(Closing):
         return True
 
     def _prepare(self, job: Job) -> bool:
-        sentence = preprocess_stage(job, self._look)
-        if sentence:
-            self._tally.event("camera_info", sentence)
+        complaint = preprocess_stage(job, self._look)
+        if complaint:
+            self._tally.event("camera_info", complaint)
         return True
 
     def _infer(self, job: Job) -> bool:
@@ -329,7 +341,7 @@ class Pipeline(Closing):
                 self._monitor.frame(final)
                 self._monitor.inspect(final.image, final.outputs)
             except Exception as error:
-                self._tally.event("monitor", _sentence(error))
+                self._tally.event("monitor", sentence(error))
         self._look.give_back(job)
         self._tally.answered()
         return True
@@ -339,14 +351,10 @@ class Pipeline(Closing):
             try:
                 self._recorder.add(frame, result, error)
             except Exception as failure:
-                self._tally.event("recorder", _sentence(failure))
+                self._tally.event("recorder", sentence(failure))
 
 
 def _ordered(pair: Any) -> bool:
     """Whether it is two numbers of which the first is smaller; the second may be infinite."""
     good = isinstance(pair, tuple | list) and len(pair) == 2 and is_number(pair[0])
     return good and (is_number(pair[1]) or pair[1] == float("inf")) and pair[0] < pair[1]
-
-
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -47,6 +47,14 @@ class Counts:
         return self.received - self.answered - lost
 
 
+def sentence(error: BaseException) -> str:
+    """An error's type and words; the type alone where it has none that can be read."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class Tally:
     """Counters of several threads; `wait` sleeps until all frames came to an end."""
 
@@ -107,7 +115,7 @@ class Tally:
             try:
                 self._monitor.count(event)
             except Exception as error:  # a monitor's fault must not cost a frame
-                self.event("monitor", f"{type(error).__name__}: {error}")
+                self.event("monitor", sentence(error))
 
     def counts(self) -> Counts:
         with self._changed:

@@ -88,6 +88,8 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
 
 #: Values of a plane that are resized at once: they stay in the cache until they are decoded.
 BAND = 16_384
+#: Rows of a wide picture that are: fewer cost more calls than the cache saves.
+LEAST_ROWS = 16
 
 
 def _room(out: np.ndarray | None, shape: tuple[int, ...], kind: type) -> np.ndarray:
@@ -145,7 +147,7 @@ def _corners(logits: np.ndarray, of: np.ufunc) -> np.ndarray:
 
 def _bands(out: np.ndarray) -> list[tuple[int, int]]:
     """Rows of a picture that are decoded together: begin and end."""
-    rows = max(1, BAND // out.shape[1])
+    rows = max(LEAST_ROWS, BAND // out.shape[1])
     return [(begin, min(begin + rows, len(out))) for begin in range(0, len(out), rows)]
 
 

@@ -165,7 +165,7 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _values(frame: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """float32 [rows,3,n]: of some rows the values at `columns`, [3,n] places in a row of values."""
-    return frame.take(rows, 0).reshape(len(rows), -1).take(columns, 1).astype(np.float32)
+    return frame[rows].reshape(len(rows), -1).take(columns, 1).astype(np.float32)
 
 
 def resize(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -26,7 +26,6 @@ from igate_edge.robotics.messages import (
     TextMessage,
     image_message,
 )
-from igate_edge.robotics.storage import Storage
 from igate_edge.robotics.typestore import TYPES, deserialise, serialise
 from igate_edge.runtime.frame import Camera
 
@@ -39,34 +38,16 @@ def noise() -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (60, 60, 80, 3), np.uint8))
 
 
-def convert(source: Path, target: Path, packing: str) -> Path:
-    """The same messages in a bag that rosbags writes: sqlite3, or mcap whose messages or file are compressed."""
-    from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-
-    from igate_edge.robotics.typestore import typestore
-
-    plugin = StoragePlugin.SQLITE3 if packing == "sqlite3" else StoragePlugin.MCAP
-    writer = Writer(target, version=8, storage_plugin=plugin)
-    if packing in ("message", "file"):
-        writer.set_compression(CompressionMode[packing.upper()], CompressionFormat.ZSTD)
-    with writer:
-        there = {}
-        for topic, kind, log_ns, data in Storage(source).read(None, []):
-            there[topic] = there.get(topic) or writer.add_connection(topic, kind, typestore=typestore())
-            writer.write(there[topic], log_ns, data)
-    return target
-
-
 # Whole bags
 
 
 @pytest.mark.parametrize("topic", ["/front/image_raw", "/front/image_raw/compressed"])
-@pytest.mark.parametrize("packing", ["mcap", "packed mcap", "folder", "sqlite3", "message", "file"])
+@pytest.mark.parametrize("packing", ["mcap", "packed mcap", "folder", "sqlite3", *bags.PACKED])
 def test_frames_come_back_as_they_were(tmp_path: Path, topic: str, packing: str) -> None:
     path = tmp_path / ("bag" if packing == "folder" else "in.mcap")
     stamps = bags.camera_bag(path, FRAMES, topic=topic, pack=packing == "packed mcap")
-    if packing in ("sqlite3", "message", "file"):
-        path = convert(path, tmp_path / "converted", packing)
+    if packing == "sqlite3" or packing in bags.PACKED:
+        path = bags.convert(path, tmp_path / "converted", *packing.split())
     source = BagSource(path)
     frames = list(source)
     assert source.topics == (topic,) and source.losses == [] and not source.refused and source.notes == []
@@ -210,7 +191,7 @@ def test_a_length_beyond_the_file_takes_no_memory(tmp_path: Path, length: int) -
 
 def test_a_cut_sqlite_bag_gives_what_lies_before_the_cut(tmp_path: Path, noise: list[np.ndarray]) -> None:
     stamps = bags.camera_bag(tmp_path / "in.mcap", noise)
-    folder = convert(tmp_path / "in.mcap", tmp_path / "lite", "sqlite3")
+    folder = bags.convert(tmp_path / "in.mcap", tmp_path / "lite", "sqlite3")
     (base,) = folder.glob("*.db3")
     os.truncate(base, base.stat().st_size * 6 // 10)
     source = BagSource(folder)

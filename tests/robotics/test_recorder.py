@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -53,9 +54,10 @@ def test_the_last_seconds_are_written_with_answers_timings_and_the_reason(tmp_pa
             masks = np.full((8, 8), stamp, np.uint8)
             recorder.add(one, result(one, seg=masks, depth=np.full((8, 8), 0.5, np.float32)))
         clock.now = 5.1
-        recorder.add(frame(11), None, "refused: torn")
+        recorder.add(frame(11), None, "infer: torn")
         path = recorder.trigger("deadline missed 5 times!")
-        assert path is not None and path.name == "flight_0000000000000000011_deadline-missed-5-times.mcap"
+        assert path is not None and path.parent == tmp_path
+        assert re.fullmatch(r"flight_0{17}11_deadline-missed-5-times_[0-9a-f]{6}\.mcap", path.name), path.name
         assert recorder.flush(30) and recorder.problems == ()
         about, recorded = read_recording(path, [])
         found = list(recorded)
@@ -64,7 +66,7 @@ def test_the_last_seconds_are_written_with_answers_timings_and_the_reason(tmp_pa
     assert np.array_equal(found[0].frame.data, frame(7).data) and found[0].frame.frame_id == "optical"
     assert found[0].outputs["seg"].dtype == np.uint8 and (found[0].outputs["seg"] == 7).all()
     assert found[0].outputs["depth"].dtype == np.float32 and (found[0].outputs["depth"] == 0.5).all()
-    assert found[-1].error == "refused: torn" and found[-1].outputs == {} and found[0].error == ""
+    assert found[-1].error == "infer: torn" and found[-1].outputs == {} and found[0].error == ""
     timings = [one for topic, _, one in bags.decoded(path) if topic == "/igate/timings"]
     assert {value.key: value.value for value in timings[0].status[0].values} == {
         "age": "2.000",
@@ -215,12 +217,34 @@ def test_equal_names_get_numbers_and_odd_sources_topics(tmp_path: Path) -> None:
             clock.now += 2.0
             paths.append(recorder.trigger("///"))
             recorder.flush(30)
-    assert [path.name for path in paths if path] == [f"flight_{0:019d}_trigger.mcap", f"flight_{0:019d}_trigger_2.mcap"]
+    first, second = (path.name for path in paths if path)
+    assert first.startswith(f"flight_{0:019d}_trigger_") and second == first.replace(".mcap", "_2.mcap")
     for path, source in zip(paths, ("", "cam 1"), strict=True):
         (found,) = read_recording(str(path), [])[1]
         assert found.frame.source == source
         assert np.array_equal(found.outputs["a b"], one.data[..., 0]) and "a_b" in found.outputs
     assert "/igate/input/cam_1/igate/output/a_b_" in {topic for topic, _, _ in bags.decoded(Path(str(paths[1])))}
+
+
+def test_two_recorders_in_one_folder_never_take_each_others_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two services, the same stamp, the same reason, at the same moment: each keeps its own frames."""
+    both, write = threading.Barrier(2, timeout=30), module.write_recording
+
+    def together(*arguments: object) -> object:
+        both.wait()  # neither file is there when the other's name is chosen
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "write_recording", together)
+    with Recorder(tmp_path) as one, Recorder(tmp_path) as other:
+        for recorder, source in ((one, "/left/image"), (other, "/right/image")):
+            recorder.add(frame(5, source=source), None)
+        paths = [one.trigger("deadline"), other.trigger("deadline")]
+        assert one.flush(30) and other.flush(30) and one.problems == other.problems == ()
+    assert len(set(paths)) == len(list(tmp_path.glob("flight_*.mcap"))) == 2
+    sources = [[found.frame.source for found in read_recording(str(path), [])[1]] for path in paths]
+    assert sources == [["/left/image"], ["/right/image"]]
 
 
 def test_many_threads(tmp_path: Path) -> None:

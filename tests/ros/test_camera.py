@@ -1,12 +1,7 @@
-"""A live camera: never an old frame, what is lost is counted, and the process ends as it should."""
+"""A live camera: never an old frame, what is lost is counted, and what a flight recording holds."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +15,9 @@ import tinynet
 from ros_world import PATIENCE_S, BrightnessEngine, World, image, said, values
 from sensor_msgs.msg import Image
 
+from igate_edge import Bundle, Engine
 from igate_edge.package import package
+from igate_edge.robotics.replay import replay
 
 pytestmark = pytest.mark.ros
 VGA = np.full((480, 640, 3), 90, np.uint8)
@@ -33,10 +30,12 @@ class Paced(threading.Thread):
         super().__init__(daemon=True)
         self.world, self.camera, self.count, self.period = world, camera, count, 1 / hz
         self.message = image(VGA)
+        self.late_s = 0.0
 
     def run(self) -> None:
         due = time.monotonic()
         for _ in range(self.count):
+            self.late_s = max(self.late_s, time.monotonic() - due)
             self.message.header.stamp = self.world.peer.get_clock().now().to_msg()
             self.camera.publish(self.message)
             due += self.period
@@ -66,9 +65,11 @@ def test_a_slow_engine_answers_the_newest_frames_and_counts_the_others(world: Wo
     depth.wait(lambda messages: len(messages) >= answered)
     stamps = [m.header.stamp.sec * 10**9 + m.header.stamp.nanosec for m in depth.messages]
     assert stamps == sorted(set(stamps)), "each newer than the one before"
-    # The newest frame when the engine became free, its inference, and the transport of a busy machine.
+    # The newest frame when the engine became free, its inference, and as much again for transport; a machine that
+    # kept the camera waiting kept us waiting too.
     ages_s = (np.array(depth.arrived) - stamps) / 1e9
-    assert np.median(ages_s) < 1 / hz + 2 * inference_s
+    print("AGES", np.round(np.sort(ages_s)[-4:], 3), np.median(ages_s), sender.late_s)
+    assert ages_s.max() < 1 / hz + 2 * inference_s + sender.late_s, np.sort(ages_s)
     del health.messages[:]
     status = world.heard(node, health, said("pipeline", "dropped"))
     assert int(values(status)["dropped"]) == counts.dropped
@@ -104,40 +105,44 @@ def test_an_old_image_is_not_answered(world: World) -> None:
     world.until(lambda: depth.messages, "an answer to a new image", lambda: publish(0.0))
 
 
-def test_a_flight_recording_is_written_when_the_engine_fails(world: World, tmp_path: Path) -> None:
-    engine = BrightnessEngine()
-    world.active(engine, record_dir=str(tmp_path))
+class Failing:
+    """An engine that raises `error` once it is set."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.preprocess, self.tasks, self.close = engine, engine.preprocess, engine.tasks, engine.close
+        self.error = ""
+
+    def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        if self.error:
+            raise RuntimeError(self.error)
+        return self._engine.infer(image)
+
+
+@pytest.mark.parametrize(("output_size", "fit"), [("network", "stretch"), ("frame", "letterbox")])
+def test_a_flight_recording_is_written_when_the_engine_fails_and_replays_as_it_was(
+    world: World, tmp_path: Path, output_size: str, fit: str
+) -> None:
+    frames, path = tinynet.frames(8), tmp_path / "tiny.igate"
+    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
+    options = {"backend": "onnxruntime", "precision": "float", "cache_dir": tmp_path / "cache"}
+    engine = Failing(Engine.open(path, **options))
+    world.active(engine, record_dir=str(tmp_path), output_size=output_size, fit=fit)
     depth, camera = world.listen(Image, "/igate/depth"), world.camera()
+    # Not of the network's shape: who looks at it in another way, or at another size, gets other answers.
+    picture = np.random.default_rng(0).integers(0, 256, (24, 48, 3), np.uint8)
     stamps = iter(range(1, 10_000))
     world.matched(camera)
 
     def again() -> None:
-        camera.publish(image(VGA[::20, ::20], stamp=(next(stamps), 0)))
+        camera.publish(image(picture, stamp=(next(stamps), 0)))
 
     world.until(lambda: len(depth.messages) >= 3, "answers", again)
     engine.error = "the driver is gone"
     world.until(lambda: list(tmp_path.glob("flight_*.mcap")), "a recording", again)
-
-
-def test_the_process_ends_on_sigterm_with_everything_closed(world: World, tmp_path: Path) -> None:
-    frames = tinynet.frames(8)
-    package(tinynet.gated_onnx(), tmp_path / "tiny.igate", calibration=frames, golden=frames[:4])
-    parameters = {"bundle": tmp_path / "tiny.igate", "backend": "onnxruntime", "cache_dir": tmp_path / "cache"}
-    command = [sys.executable, "-m", "igate_edge_ros.main", "--autostart", "--camera", "/front", "--camera", "/rear"]
-    command += ["--ros-args", *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))]
-    labels, camera = world.listen(Image, "/rear/igate/segmentation"), world.camera("/rear/image")
-    stamps = iter(range(1, 10_000))
-
-    def again() -> None:
-        camera.publish(image(VGA[::10, ::10], stamp=(next(stamps), 0)))
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ) as process:
-        try:
-            world.until(lambda: labels.messages, "an answer", again)
-            process.send_signal(signal.SIGTERM)
-            said_last = process.communicate(timeout=PATIENCE_S)[0].decode()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-    assert process.returncode == 0 and "Traceback" not in said_last, said_last
-    assert said_last.count("ready: bundle") == 2
+    with Engine.open(path, **options) as now:
+        found = replay(now, Bundle.read(path), next(tmp_path.glob("flight_*.mcap")))
+    assert (found.about["fit"], found.about["at"]) == (fit, output_size)
+    assert found.passed and not found.losses, found
+    tasks = {task.task: task for task in found.tasks}
+    assert tasks["depth"].frames >= 3 and tasks["depth"].identical == tasks["depth"].frames
+    assert any("the driver is gone" in then and not now for _, then, now in found.errors)

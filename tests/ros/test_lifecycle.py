@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
 import tinynet
+from igate_edge_ros import work
 from lifecycle_msgs.msg import Transition, TransitionEvent
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -21,6 +22,7 @@ from ros_world import PATIENCE_S, RELIABLE, BrightnessEngine, Listener, World, i
 from sensor_msgs.msg import Image
 
 from igate_edge.package import package
+from igate_edge.runtime import monitor
 
 pytestmark = pytest.mark.ros
 SUCCESS, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.ERROR
@@ -111,6 +113,41 @@ def test_an_inactive_node_is_silent(world: World) -> None:
     assert node.trigger_activate() == SUCCESS
     answered(world, labels, camera, 6)
     assert engine.calls > calls and {m.header.stamp.sec for m in labels.messages[heard:]} == {6}
+
+
+def test_deactivating_waits_for_the_frame_in_hand_which_still_comes_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "DRAIN_S", PATIENCE_S)
+    engine = BrightnessEngine()
+    node = world.active(engine, max_age_ms=0.0)
+    labels, camera = world.listen(Image, "/igate/segmentation"), world.camera()
+    answered(world, labels, camera, 1)
+    node._work.drain()
+    engine.go.clear()
+    before = engine.calls
+    camera.publish(image(GREY, stamp=(2, 0)))
+    world.until(lambda: engine.calls > before, "the image at the engine")
+    ending = threading.Thread(target=node.trigger_deactivate)
+    ending.start()
+    ending.join(0.3)
+    waits = ending.is_alive()
+    engine.go.set()
+    ending.join(PATIENCE_S)
+    assert waits, "the node went silent with a frame inside"
+    labels.wait(lambda messages: any(m.header.stamp.sec == 2 for m in messages))
+
+
+def test_an_idle_node_is_no_stale_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "STALE_S", 0.0)
+    node = world.active(BrightnessEngine(), diag_period=60.0)
+    health, camera = world.listen_health(), world.camera()
+    status = world.heard(node, health, said("perception", "nobody listens: nothing is computed"))
+    assert level(status) == 0
+    labels = world.listen(Image, "/igate/segmentation")
+    answered(world, labels, camera, 1)
+    status = world.heard(node, health, said("perception", "no frame was answered for"))
+    assert level(status) == 3, "somebody listens and nothing comes"
 
 
 @pytest.mark.parametrize(

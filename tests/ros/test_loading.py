@@ -23,6 +23,8 @@ from igate_edge.package import package
 
 pytestmark = pytest.mark.ros
 HELD_S = 2.0
+#: Longest time between two heartbeats of 50 Hz while an engine is built.
+GAP_S = 0.1
 #: Holds the interpreter's lock, as a builder's binding may: a plain sleep would give it away.
 HOLD = f"import ctypes\nctypes.PyDLL(None).usleep({int(HELD_S * 1e6)})\n"
 
@@ -62,11 +64,17 @@ def longest_gap(world: World, node: Any, load: Any) -> float:
 def test_a_build_that_holds_the_interpreter_does_not_stop_the_heart(
     world: World, bundle: dict[str, Any], holding: None
 ) -> None:
-    node, results = world.node(**bundle), []
-    gap = longest_gap(world, node, lambda: results.append(node.trigger_configure()))
-    assert results == [TransitionCallbackReturn.SUCCESS], node.reason
-    # 100 ms on a machine that is ours alone; what counts is that the two seconds do not show.
-    assert gap < HELD_S / 4
+    gaps: list[float] = []
+    # A busy machine takes its time now and then, a build that is felt here does so always: the best of three counts.
+    while not gaps or (min(gaps) >= GAP_S and len(gaps) < 3):
+        cache = {"cache_dir": f"{bundle['cache_dir']}{len(gaps)}"}
+        node, results = world.node(name=f"igate{len(gaps)}", **{**bundle, **cache}), []
+        gaps.append(
+            longest_gap(world, node, lambda node=node, results=results: results.append(node.trigger_configure()))
+        )
+        assert results == [TransitionCallbackReturn.SUCCESS], node.reason
+        assert gaps[-1] < HELD_S / 4, "the two seconds show"
+    assert min(gaps) < GAP_S, gaps
 
 
 def test_the_heartbeat_would_show_it(world: World) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
+import tinynet
 from igate_edge_ros import parameters
 from igate_edge_ros.node import IgateNode
 from igate_edge_ros.parameters import ABOUT, Settings, check
-from ros_world import BrightnessEngine, World, said, values
+from ros_world import BrightnessEngine, World, image, level, pixels_of, said, values
+from sensor_msgs.msg import Image
 
 from igate_edge.errors import InputError
+from igate_edge.package import package
 
 pytestmark = pytest.mark.ros
 PACKAGE = Path(__file__).resolve().parents[2] / "jetson" / "ros2" / "igate_edge_ros"
@@ -81,3 +86,63 @@ def test_the_parameter_file_is_one_that_ros_reads(world: World) -> None:
         assert node.describe_parameter("fps").description == ABOUT["fps"]
     finally:
         node.destroy_node()
+
+
+def sender(camera: Any, pixels: np.ndarray) -> Any:
+    """Sends this picture, each time newer than the time before."""
+    stamps = itertools.count(1)
+    return lambda: camera.publish(image(pixels, stamp=(next(stamps), 0)))
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "top"),
+    [("stretch", (12, 16), 1), ("letterbox", (12, 12), 1), ("crop", (12, 16), 0)],
+)
+def test_fit_says_how_a_square_picture_meets_a_network_of_12x16(
+    world: World, fit: str, size: tuple[int, int], top: int
+) -> None:
+    """The upper three of 24 rows are red; the middle of 18 rows that `crop` looks at has none of them."""
+    picture = np.zeros((24, 24, 3), np.uint8)
+    picture[:3, :, 0] = 255
+    world.active(BrightnessEngine(), fit=fit)
+    labels, camera = world.listen(Image, "/igate/segmentation"), world.camera()
+    world.matched(camera)
+    world.until(lambda: labels.messages, "an answer", sender(camera, picture))
+    answer = pixels_of(labels.messages[0])
+    assert answer.shape == size and set(answer[0].tolist()) == {top} and not answer[3:].any()
+
+
+def test_an_engine_that_hangs_for_hang_s_is_opened_again_and_it_is_said(world: World) -> None:
+    first, second = BrightnessEngine(), BrightnessEngine()
+    node, engines = world.node(first, hang_s=0.5, diag_period=60.0), iter([first, second])
+    node._open_engine = lambda options: next(engines)
+    node.trigger_configure()
+    node.trigger_activate()
+    labels, health, camera = world.listen(Image, "/igate/segmentation"), world.listen_health(), world.camera()
+    send = sender(camera, np.zeros((12, 16, 3), np.uint8))
+    world.matched(camera)
+    world.until(lambda: labels.messages, "an answer", send)
+    first.go.clear()
+    try:
+        send()
+        status = world.heard(node, health, said("pipeline", "the engine did not answer within 0.5 s"))
+        assert level(status) == 2 and node.alive
+        before = len(labels.messages)
+        world.until(lambda: len(labels.messages) > before, "an answer of the second engine", send)
+    finally:
+        first.go.set()
+    del health.messages[:]
+    assert second.calls and values(world.heard(node, health, said("state", "active")))["restarts"] == "1"
+
+
+def test_only_the_tasks_that_are_named_are_published(world: World, tmp_path: Path) -> None:
+    frames, path = tinynet.frames(8), tmp_path / "tiny.igate"
+    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
+    options = {"backend": "onnxruntime", "precision": "float", "cache_dir": str(tmp_path / "cache")}
+    node = world.active(bundle=str(path), build_apart=False, tasks=["depth", "tag"], **options)
+    topics = {name for name, _ in node.get_publisher_names_and_types_by_node("igate", "/")}
+    assert {"/igate/depth", "/igate/classification"} <= topics
+    assert not {name for name in topics if name.startswith(("/igate/segmentation", "/igate/label_info"))}
+    depth, camera = world.listen(Image, "/igate/depth"), world.camera()
+    world.matched(camera)
+    world.until(lambda: depth.messages, "a depth", sender(camera, np.zeros((16, 16, 3), np.uint8)))

@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
 from igate_edge_ros import qos
 from igate_edge_ros.health import Health
+from rcl_interfaces.msg import Log
 from rclpy.duration import Duration
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from ros_world import BEST_EFFORT, RELIABLE, BrightnessEngine, World, image, level, said, values
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from ros_world import BEST_EFFORT, LATCHED, RELIABLE, BrightnessEngine, World, image, level, said, values
 from sensor_msgs.msg import Image
 
 pytestmark = pytest.mark.ros
@@ -45,6 +46,45 @@ def test_an_override_makes_a_topic_reliable(world: World) -> None:
     reliable, health, camera = world.listen(Image, "/igate/depth", RELIABLE), world.listen_health(), world.camera()
     feed(world, camera, lambda: reliable.messages, "a depth")
     assert level(world.heard(node, health, said("qos", "every peer fits"))) == 0
+
+
+def test_the_log_warns_of_a_reliable_subscriber_once(world: World) -> None:
+    log = world.listen(Log, "/rosout", RELIABLE)
+    world.active(BrightnessEngine(), name="warner", diag_period=60.0)
+    for _ in range(2):
+        world.listen(Image, "/warner/depth", RELIABLE)
+    sentence = "/warner/depth: a subscriber asks for another reliability: it gets nothing"
+    found = log.wait(lambda logs: [m for m in logs if m.name == "warner" and m.msg == sentence])
+    assert [int.from_bytes(m.level, "little") if isinstance(m.level, bytes) else m.level for m in found] == [30]
+    world.listen(Image, "/warner/normals", RELIABLE)
+    log.wait(lambda logs: any(m.msg.startswith("/warner/normals: a subscriber") for m in logs))
+    assert len([m for m in log.messages if m.msg == sentence]) == 1
+
+
+def test_depth_history_and_durability_can_be_overridden_on_both_sides(world: World) -> None:
+    given = {
+        "/igate/depth.publisher.depth": 3,
+        "/igate/depth.publisher.durability": "transient_local",
+        "/igate/depth.publisher.reliability": "reliable",
+        "/igate/normals.publisher.history": "keep_all",
+        "/image.subscription.depth": 7,
+        "/image.subscription.history": "keep_all",
+        "/camera_info.subscription.durability": "transient_local",
+        "/camera_info.subscription.reliability": "reliable",
+    }
+    node = world.active(BrightnessEngine(), **{f"qos_overrides.{name}": value for name, value in given.items()})
+    topics = {made.topic_name: made.qos_profile for made in (*node.publishers, *node.subscriptions)}
+    depth, image_, info = topics["/igate/depth"], topics["/image"], topics["/camera_info"]
+    assert (depth.depth, depth.durability) == (3, DurabilityPolicy.TRANSIENT_LOCAL)
+    assert topics["/igate/normals"].history == image_.history == HistoryPolicy.KEEP_ALL and image_.depth == 7
+    assert info.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    segmentation = topics["/igate/segmentation"]
+    assert (segmentation.depth, segmentation.durability) == (5, DurabilityPolicy.VOLATILE), "as it was"
+    assert segmentation.history == HistoryPolicy.KEEP_LAST
+    early, camera = world.listen(Image, "/igate/depth"), world.camera()
+    feed(world, camera, lambda: early.messages, "a depth")
+    late = world.listen(Image, "/igate/depth", LATCHED)
+    assert late.first().header.stamp.sec >= 1, "kept for who comes later"
 
 
 def test_a_camera_that_does_not_fit_is_the_reason_for_silence(world: World) -> None:

@@ -16,7 +16,7 @@ from robot import PATIENCE, Echo, numbered
 
 from igate_edge.cli_serve import run_until
 from igate_edge.errors import UnavailableError
-from igate_edge.runtime.frame import Frame
+from igate_edge.runtime.frame import Frame, Result
 from igate_edge.runtime.pipeline import Pipeline
 from igate_edge.runtime.sources import Video
 from igate_edge.runtime.supervise import Supervised, stop_on_signals
@@ -176,3 +176,60 @@ def test_a_late_ready_does_not_undo_what_happened_since(end: str) -> None:
     late[0].join(PATIENCE)
     assert supervised.status.startswith(end)
     supervised.close()
+
+
+def test_who_closes_second_waits_until_the_first_is_done() -> None:
+    held, inside, order = threading.Event(), threading.Event(), list[str]()
+
+    def sink(result: object) -> None:
+        inside.set()
+        assert held.wait(PATIENCE)
+        order.append("answered")
+
+    pipeline = Pipeline(Echo(), sink)
+    assert pipeline.submit(numbered(1)) and inside.wait(PATIENCE)
+    first = threading.Thread(target=lambda: pipeline.close(timeout_s=PATIENCE), daemon=True)
+    first.start()
+    while not pipeline._closed:
+        time.sleep(0.001)
+    second = threading.Thread(target=lambda: (pipeline.close(timeout_s=PATIENCE), order.append("closed")), daemon=True)
+    second.start()
+    second.join(0.05)
+    assert second.is_alive() and not order
+    held.set()
+    for thread in (first, second):
+        thread.join(PATIENCE)
+    assert order == ["answered", "closed"] and pipeline.counts.answered == 1
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def test_an_error_without_words_is_counted_and_ends_nothing() -> None:
+    def sink(result: Result) -> None:
+        if result.sequence == 0 and not pipeline.counts.errors:
+            raise Unreadable
+
+    with Pipeline(Echo(), sink, mode="every") as pipeline:
+        counts = pipeline.run(numbered(number) for number in range(1, 6))
+    assert counts.errors == {"sink": 1} and counts.answered == 4 and pipeline.complaints["sink"] == "Unreadable"
+
+
+def test_a_recorder_that_exits_loses_no_frame_from_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda what: None)
+
+    class Exits:
+        def add(self, frame: Frame, result: Result | None, error: str = "") -> None:
+            if result is None:
+                raise SystemExit(1)
+
+    class Fails(Echo):
+        def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
+            raise RuntimeError("every frame")
+
+    with Pipeline(Fails(), lambda result: None, mode="every", recorder=Exits()) as pipeline:
+        counts = pipeline.run(numbered(number) for number in range(1, 9))
+    assert counts.errors == {"infer": 8} and counts.inside == 0
+    assert not any(thread.is_alive() for thread in pipeline._relay._threads)

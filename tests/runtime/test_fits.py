@@ -1,4 +1,4 @@
-"""Every fit at every size: the answer's picture, its camera's numbers, and that a point of the world lies on its spot."""
+"""Every fit at every size: the answer's picture, its camera's numbers, and a point of the world on its spot."""
 
 from __future__ import annotations
 

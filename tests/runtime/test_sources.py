@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from robot import PATIENCE, numbered
+from robot import PATIENCE, Echo, numbered
 
 from igate_edge.errors import DataError, InputError, UnavailableError
 from igate_edge.runtime import sources_gstreamer
-from igate_edge.runtime.sources import Capture, Folder, Push, Synthetic, Video
+from igate_edge.runtime.frame import Result
+from igate_edge.runtime.pipeline import Pipeline
+from igate_edge.runtime.sources import OLDEST_S, Capture, Folder, Push, Synthetic, Video
 
 image = pytest.importorskip("PIL.Image", reason="NOT TESTED: Pillow is missing, pip install 'igate-edge[images]'")
 
@@ -93,6 +100,117 @@ def test_what_is_no_video_and_one_that_is_cut(video: Path, tmp_path: Path) -> No
     next(source)
     source.close()
     assert list(source) == []
+
+
+def test_a_live_video_has_the_time_of_day_and_a_file_has_its_own(video: Path) -> None:
+    before, begun = time.time_ns(), time.monotonic_ns()
+    with Video(video, live=True) as source:
+        stamps = [(frame.stamp_ns, frame.received_ns) for frame in source]
+    assert [stamp for stamp, _ in stamps] == sorted(stamp for stamp, _ in stamps)
+    # Where the machine was started less than a minute ago, the file's times pass for the clock's: older, never newer.
+    assert before - OLDEST_S * 1e9 <= stamps[0][0] and stamps[-1][0] <= time.time_ns()
+    assert begun <= stamps[0][1] <= stamps[-1][1] <= time.monotonic_ns()
+    with Video(video) as source:
+        frames = list(source)
+    assert all(math.isnan(frame.age_ms) for frame in frames) and frames[-1].stamp_ns < 1_000_000_000
+
+
+class _Driver:
+    """PyAV before a camera: pictures of given stamps, in microseconds as the V4L2 reader of FFmpeg gives them."""
+
+    def __init__(self, *stamps_s: float | None) -> None:
+        self.error = SimpleNamespace(FFmpegError=ValueError)
+        self.streams = SimpleNamespace(video=["a camera"])
+        self.stamps, self.asked = stamps_s, {}
+
+    def open(self, name: str, **asked: object) -> _Driver:
+        self.asked = {"name": name, **asked}
+        return self
+
+    def decode(self, video: int) -> Iterator[SimpleNamespace]:
+        for stamp in self.stamps:
+            pts = None if stamp is None else round(stamp * 1e6)
+            pixels = np.zeros((4, 6, 3), np.uint8)
+            yield SimpleNamespace(pts=pts, time_base=Fraction(1, 10**6), to_ndarray=lambda format, p=pixels: p)
+
+    def close(self) -> None: ...
+
+
+def test_a_frame_that_lay_in_the_driver_is_as_old_as_its_stamp_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V4L2 stamps by the monotonic clock, or by the time of day where a driver is told to; other stamps say nothing."""
+    here, day = time.monotonic(), time.time()
+    odd = (here + 30, here - OLDEST_S - 1, day + 30, day - OLDEST_S - 1, None)
+    driver = _Driver(here - 0.25, day - 0.5, *odd)
+    monkeypatch.setitem(sys.modules, "av", driver)
+    with Video(**sources_gstreamer.v4l2()) as source:
+        frames = list(source)
+    late_ms = (time.monotonic() - here) * 1e3 + 50  # what this test itself took; the two clocks may drift
+    assert driver.asked["name"] == "/dev/video0" and driver.asked["format"] == "v4l2"
+    for frame, age in zip(frames, (250.0, 500.0), strict=False):
+        assert age - 50 <= frame.age_ms <= age + late_ms
+        assert abs(frame.stamp_ns / 1e9 - (day - age / 1e3)) < 0.05, "the stamp is when the picture was taken"
+    assert len(frames) == 7 and all(math.isnan(frame.age_ms) for frame in frames[2:])
+    assert all(day <= frame.stamp_ns / 1e9 <= time.time() for frame in frames[2:])
+
+
+def test_a_pipeline_does_not_publish_what_lay_in_the_driver_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, seen = time.monotonic(), list[Result]()
+    monkeypatch.setitem(sys.modules, "av", _Driver(here - 30.0, here))
+    with Pipeline(Echo(), seen.append, max_age_ms=20_000.0) as pipeline:
+        source = Video(**sources_gstreamer.v4l2())
+        assert pipeline.submit(next(source)) and pipeline.drain(PATIENCE)
+        assert pipeline.counts.stale == 1 and seen == []
+        assert pipeline.submit(next(source)) and pipeline.drain(PATIENCE)
+    assert len(seen) == 1 and 0 <= seen[0].ms["age"] < 20_000
+
+
+class _Opencv:
+    """cv2 with one camera that shows red: blue, green, red in memory, as OpenCV has them."""
+
+    CAP_GSTREAMER, CAP_ANY = 1800, 0
+
+    def __init__(self, opens: bool = True) -> None:
+        self.opens, self.asked, self.left, self.released = opens, list[object](), 2, 0
+
+    def VideoCapture(self, device: object, how: int) -> _Opencv:  # noqa: N802  (OpenCV's own name)
+        self.asked += [device, how]
+        return self
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return self.opens
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.left -= 1
+        return (True, np.full((4, 6, 3), (0, 0, 255), np.uint8)) if self.left >= 0 else (False, None)
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_red_scene_before_opencv_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    opencv, seen = _Opencv(), list[Result]()
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
+    before, begun = time.time_ns(), time.monotonic_ns()
+    source = Capture(0, frame_id="optical")
+    with Pipeline(Echo(), seen.append, mode="every") as pipeline:
+        frames = [next(source), next(source)]
+        assert all(pipeline.submit(frame) for frame in frames) and pipeline.drain(PATIENCE)
+        with pytest.raises(UnavailableError, match="the camera gave no frame"):
+            next(source)
+    assert [(result.image == (255, 0, 0)).all() for result in seen] == [True, True]
+    assert before <= frames[0].stamp_ns <= frames[1].stamp_ns <= time.time_ns()
+    assert begun <= frames[0].received_ns <= frames[1].received_ns <= time.monotonic_ns()
+    assert {(f.encoding, f.frame_id, f.source) for f in frames} == {("bgr8", "optical", "0")}
+    source.close()
+    assert opencv.released == 1 and list(source) == [] and opencv.asked == [0, opencv.CAP_ANY]
+
+
+def test_a_pipeline_text_is_opened_by_gstreamer(monkeypatch: pytest.MonkeyPatch) -> None:
+    opencv = _Opencv(opens=False)
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
+    with pytest.raises(UnavailableError, match="the camera cannot be opened: nvarguscamerasrc"):
+        Capture(sources_gstreamer.csi())
+    assert opencv.asked == [sources_gstreamer.csi(), opencv.CAP_GSTREAMER]
 
 
 def test_video_without_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
