@@ -110,7 +110,9 @@ def _drift_shown(strange: Unlike) -> list[Any]:
 
 
 def _replay_shown(found: Replay) -> list[Any]:
-    shown: list[Any] = [f"{found.frames} frame(s), recorded because of: {found.about.get('reason', 'unknown')}", ""]
+    compared, why = max((task.frames for task in found.tasks), default=0), found.about.get("reason", "unknown")
+    kept = f", {compared} of them with their answers" if compared < found.frames else ""
+    shown: list[Any] = [f"{found.frames} frame(s){kept}, recorded because of: {why}", ""]
     rows = [
         (
             task.task,

@@ -127,20 +127,24 @@ def _unpack(data: bytes, compression: str, size: int) -> bytes:
 
 
 def _records(data: bytes) -> tuple[list[Any], str]:
-    """(whole records that stand one after the other in `data`, why the last ones are no such: "" when all are)."""
+    """(whole records that stand one after the other in `data`, why there are no more: "" at its end)."""
+    from mcap.exceptions import EndOfFile
     from mcap.stream_reader import StreamReader
 
-    found: list[Any] = []
-    stream, good = io.BytesIO(data), 0
-    # emit_chunks: a chunk inside a chunk is against the format, and would be unpacked to whatever size it claims.
-    reader = StreamReader(stream, skip_magic=True, emit_chunks=True, record_size_limit=max(len(data), 1))
-    records = reader.records
-    while good < len(data):
-        try:
-            found.append(next(records))
-        except StopIteration:
+    end = 0
+    while end + _RECORD_HEAD.size <= len(data):
+        _, length = _RECORD_HEAD.unpack_from(data, end)
+        if length > len(data) - end - _RECORD_HEAD.size:
             break
-        except Exception as error:  # cut in a record, in its length, or in what comes before that
-            return found, _reason(error)
-        good = stream.tell()
+        end += _RECORD_HEAD.size + length
+    found: list[Any] = []
+    # emit_chunks: a chunk inside a chunk is against the format, and would be unpacked to whatever size it claims.
+    reader = StreamReader(io.BytesIO(data[:end]), skip_magic=True, emit_chunks=True, record_size_limit=max(end, 1))
+    try:
+        for record in reader.records:
+            found.append(record)  # noqa: PERF402 - what came before an error is kept
+    except EndOfFile:
+        return found, "" if end == len(data) else "a record there is longer than the chunk"
+    except Exception as error:
+        return found, _reason(error)
     return found, ""

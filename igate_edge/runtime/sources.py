@@ -41,6 +41,7 @@ class _Source(Closing, ABC):
 
     def __init__(self) -> None:
         self._ended = threading.Event()
+        self._begun: float | None = None
 
     def __iter__(self) -> Iterator[Frame]:
         return self
@@ -52,9 +53,14 @@ class _Source(Closing, ABC):
         """End the iteration, from any thread; closing twice is fine."""
         self._ended.set()
 
-    def _wait_until(self, moment: float) -> None:
-        """Sleep until a moment of `time.monotonic`; raises StopIteration when closed meanwhile."""
-        if self._ended.wait(max(moment - time.monotonic(), 0.0)):
+    def _pace(self, seconds: float) -> None:
+        """Sleep until so long after the first call; raises StopIteration when closed meanwhile.
+
+        The first one, since engines may be built between a source's making and its use.
+        """
+        if self._begun is None:
+            self._begun = time.monotonic()
+        if self._ended.wait(max(self._begun + seconds - time.monotonic(), 0.0)):
             raise StopIteration
 
 
@@ -78,7 +84,7 @@ class Folder(_Source):
 
         super().__init__()
         self._files, self._read = list_images(as_path(path)), read_image
-        self._period, self._paced, self._begun = 1.0 / _rate(rate_hz), paced, time.monotonic()
+        self._period, self._paced = 1.0 / _rate(rate_hz), paced
         self._like = Frame(np.empty(0), "rgb8", 0, frame_id, str(path), camera)
         self._next = 0
 
@@ -90,7 +96,7 @@ class Folder(_Source):
             raise StopIteration
         index, self._next = self._next, self._next + 1
         if self._paced:
-            self._wait_until(self._begun + index * self._period)
+            self._pace(index * self._period)
         pixels = self._read(self._files[index])
         stamp = round((index + 1) * self._period * 1e9)
         return replace(self._like, data=pixels, stamp_ns=stamp, received_ns=time.monotonic_ns())
@@ -119,8 +125,9 @@ class Video(_Source):
         try:
             import av
         except ModuleNotFoundError as error:
-            fix = "pip install 'igate-edge[video]', or turn the video into images first"
-            raise UnavailableError("reading a video needs PyAV", f"{path}: {error}", fix) from error
+            what, other = ("this camera", "") if live else ("reading a video", ", or turn the video into images first")
+            fix = f"pip install 'igate-edge[video]'{other}"
+            raise UnavailableError(f"{what} needs PyAV", f"{path}: {error}", fix) from error
         self._path, self._live = str(as_path(path)), live
         self._failures = (av.error.FFmpegError, OSError, UnicodeEncodeError)
         self._like = Frame(np.empty(0), "rgb8", 0, frame_id, self._path, camera)
@@ -210,7 +217,6 @@ class Synthetic(_Source):
         self._scene = np.clip(slope + self._random.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
         self._like = Frame(self._scene, "rgb8", 0, frame_id, "synthetic", pinhole(width, height))
         self._numbers = itertools.count() if frames is None else iter(range(frames))
-        self._begun = time.monotonic()
 
     def __next__(self) -> Frame:
         for number in self._numbers:
@@ -220,7 +226,7 @@ class Synthetic(_Source):
             if self._drop_share and self._random.random() < self._drop_share:
                 continue
             if self._paced:
-                self._wait_until(self._begun + number * self._period_ns / 1e9 + late_ms / 1e3)
+                self._pace(number * self._period_ns / 1e9 + late_ms / 1e3)
             stamp, now = self._first + number * self._period_ns, time.monotonic_ns()
             return replace(self._like, data=self.picture(number), stamp_ns=stamp, received_ns=now, age_ms=late_ms)
         raise StopIteration

@@ -215,6 +215,8 @@ def test_a_pipeline_text_is_opened_by_gstreamer(monkeypatch: pytest.MonkeyPatch)
 
 def test_video_without_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(UnavailableError, match=r"^this camera needs PyAV: .*igate-edge\[video\]'\.$"):
+        Video("/dev/video0", live=True)
     with pytest.raises(UnavailableError, match=r"needs PyAV: .*igate-edge\[video\]"):
         Video(tmp_path / "a.mp4")
 
@@ -245,6 +247,13 @@ def test_synthetic_keeps_its_rate_and_its_pixels() -> None:
     for wrong in ({"width": 0}, {"drop_share": 1.0}, {"jitter_ms": -1}):
         with pytest.raises(InputError, match="not a camera"):
             Synthetic(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_camera_begins_with_its_first_frame_however_long_the_engine_took(folder: Path) -> None:
+    for source in (Synthetic(8, 6, rate_hz=20), Folder(folder, rate_hz=20, paced=True)):
+        time.sleep(0.15)
+        came = [(next(source), time.monotonic())[1] for _ in range(3)]
+        assert came[2] - came[0] >= 0.095, "frames that were due before anybody asked came all at once"
 
 
 def test_push_keeps_the_newest_and_copies() -> None:
