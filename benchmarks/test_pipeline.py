@@ -1,4 +1,4 @@
-"""What the pipeline itself costs: the hand-overs between its threads, and its work on pixels at 640x480."""
+"""What the pipeline itself costs: its hand-over to another thread, and its work on pixels at 640x480."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from igate_edge.runtime.frame import Frame, Result
 from igate_edge.runtime.pipeline import Pipeline
 from igate_edge.runtime.postprocess import decode
 
-#: Copying the frame, four hand-overs and bookkeeping.
+#: Copying the frame, one hand-over and bookkeeping.
 MEDIAN_MS, P99_MS = 0.5, 3.0
 SIZE = (480, 640)
 FRAMES = 300
