@@ -81,6 +81,22 @@ def test_a_bag_cut_at_100_places_gives_whole_frames_and_names_the_loss(tmp_path:
     assert [count for _, count in sorted(counts)] == sorted(count for _, count in counts)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_an_mcap_cut_in_the_length_of_a_record_keeps_the_records_before_it(tmp_path: Path, pack: bool) -> None:
+    """Also one whose next record is longer than all that is left of its chunk."""
+    bags.camera_bag(tmp_path / "in.mcap", FRAMES)
+    path, data = tmp_path / "cut.mcap", (tmp_path / "in.mcap").read_bytes()
+    start = data.index(FRAMES[5].tobytes())  # CDR and the record's head are some 100 bytes before
+    for size in range(start - 120, start + 1):
+        path.write_bytes(data[:size])
+        assert frames_of(path, FRAMES) == 5, size
+    images = [np.zeros((2, 2, 3), np.uint8), *RNG.integers(0, 255, (1, 200, 300, 3), np.uint8)]
+    bags.camera_bag(tmp_path / "big.mcap", images, pack=pack)
+    data = (tmp_path / "big.mcap").read_bytes()
+    path.write_bytes(data[:170_000] if pack else data[: data.index(images[1].tobytes()) + 1000])
+    assert frames_of(path, images) == 1
+
+
 @pytest.mark.parametrize("page", [512, 1024, 65536])
 def test_pages_of_every_size_and_rows_behind_many_pages(tmp_path: Path, page: int) -> None:
     """Small pages: the page that leads to all rows is written again at the end, and is the first that a cut takes."""

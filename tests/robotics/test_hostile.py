@@ -71,6 +71,17 @@ def test_a_chunk_inside_a_chunk_is_not_unpacked(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("more", "damage"), [(b"", 0), (struct.pack("<BQ", 5, 999) + b"cut", 1)])
+def test_records_of_a_kind_that_is_not_known_are_no_damage_and_half_ones_are(
+    tmp_path: Path, more: bytes, damage: int
+) -> None:
+    records = [*one_image(), (0x90, b"private")]
+    content = b"".join(struct.pack("<BQ", kind, len(data)) + data for kind, data in records)
+    source = BagSource(mcap(tmp_path / "in.mcap", chunk(content + more)))
+    assert [frame.stamp_ns for frame in source] == [1]
+    assert sum("chunk before byte" in loss for loss in source.losses) == damage
+
+
 def test_a_record_as_long_as_a_file_with_holes_takes_no_memory(tmp_path: Path) -> None:
     path = mcap(tmp_path / "in.mcap", *one_image())
     with path.open("ab") as file:
