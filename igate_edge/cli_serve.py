@@ -79,7 +79,7 @@ def serve(args: ServeArgs) -> Answer:
             stack.enter_context(exporters.serve(monitor, args.port))
             say(f"health: http://127.0.0.1:{args.port}/metrics")
         say(f"opening {args.bundle.name}")
-        engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: _changed(monitor, status)))
+        engine = stack.enter_context(Supervised(open_engine, on_change=lambda status: say(f"engine: {status}")))
         pipeline = Pipeline(engine, sink, mode=mode, monitor=monitor, recorder=recorder)
         stack.enter_context(_said_every(SAY_S, monitor, lines))
         return _loop(args, engine, stack.enter_context(pipeline), frames, monitor, recorder, stack)
@@ -158,12 +158,6 @@ def _lines(path: Path | None) -> JsonLines | None:
 
 def _alive(engine: Supervised, pipeline: Pipeline) -> bool:
     return engine.alive and pipeline.stuck_s < STUCK_S
-
-
-def _changed(monitor: Monitor, status: str) -> None:
-    if status != "ready":
-        monitor.count("error/engine")
-    say(f"engine: {status}")
 
 
 def _budget_ms(budget: Any) -> float | None:

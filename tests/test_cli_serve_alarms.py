@@ -174,7 +174,7 @@ def test_an_engine_that_fails_is_counted_and_recorded(
     document = served(record=tmp_path / "records")
     counts = document["health"]["counts"]
     assert document["counts"]["answered"] >= 9 and document["counts"]["errors"]["infer"] >= 1
-    assert counts["error/engine"] >= 1 and "infer" in document["complaints"]
+    assert counts["error/infer"] >= 1 and "infer" in document["complaints"]
     assert reasons(document)[0] == "error: engine", "the supervisor hears of it before the pipeline does"
 
 

@@ -18,7 +18,6 @@ from robot import PATIENCE, Echo, Gated, Notes, numbered
 
 from igate_edge import Engine
 from igate_edge.bundle import Bundle
-from igate_edge.cli_serve import _changed
 from igate_edge.robotics.recorder import Recorder
 from igate_edge.robotics.replay import Recorded, read_recording
 from igate_edge.runtime.drift import FEWEST
@@ -87,8 +86,7 @@ def test_a_camera_that_turns_dark_writes_a_file(tmp_path: Path, bundle: Path, ca
     assert set(found[0].outputs) == {"seg", "depth", "tag"}
 
 
-def test_an_engine_that_fails_writes_a_file_before_its_frame_is_given_up(tmp_path: Path) -> None:
-    """The supervisor hears of it first: the reason is the engine, and the frames before it are in the file."""
+def test_an_engine_that_fails_writes_a_file_with_the_frame_that_it_failed_on(tmp_path: Path) -> None:
 
     class Failing(Echo):
         def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,15 +96,15 @@ def test_an_engine_that_fails_writes_a_file_before_its_frame_is_given_up(tmp_pat
 
     with (
         watched(tmp_path) as (monitor, recorder, _),
-        Supervised(Failing, on_change=lambda status: _changed(monitor, status)) as engine,
+        Supervised(Failing) as engine,
         Pipeline(engine, lambda result: None, mode="every", monitor=monitor, recorder=recorder) as pipeline,
     ):
         pipeline.run([numbered(number) for number in (1, 2, 3)])  # all published before the next one fails
         counts = pipeline.run([numbered(4)])
         reason, found = recorded(tmp_path, recorder)
         assert counts.answered == 3 and counts.errors == {"infer": 1}
-        assert monitor.snapshot()["counts"]["error/engine"] == 1 and monitor.verdict().level == "ERROR"
-    assert reason == "error: engine" and [int(one.frame.data.flat[0]) for one in found] == [1, 2, 3]
+        assert monitor.snapshot()["counts"]["error/infer"] == 1 and monitor.verdict().level == "ERROR"
+    assert reason == "error: infer" and [int(one.frame.data.flat[0]) for one in found] == [1, 2, 3, 4]
 
 
 def test_what_the_pipeline_took_is_remembered_and_what_it_refused_is_counted(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def encoded(encoding: str) -> Image:
     }
     pixels = np.ascontiguousarray(variants[encoding])
     message = image(pixels, "rgb8" if encoding == "padded" else encoding, stamp=(2, 0))
-    message.height, message.width = 24, 32
+    message.height, message.width, message.header.frame_id = 24, 32, encoding
     return message
 
 
@@ -103,6 +103,7 @@ def test_a_picture_is_the_same_picture_in_every_encoding(world: World, encoding:
     ready(world, camera, depth)
     camera.publish(encoded(encoding))
     np.testing.assert_array_equal(pixels_of(labels.wait(stamped(2))), pixels_of(labels.messages[0]))
+    assert labels.wait(stamped(2)).header.frame_id == encoding
     np.testing.assert_allclose(pixels_of(depth.wait(stamped(2))), METRES, rtol=3e-3)
 
 

@@ -30,7 +30,7 @@ ABOUT = {
     "budget_ms": "milliseconds from arrival to published that diagnostics judge by. Not given: the bundle's, if any",
     "fps": "frames a second that the camera promises: gives the deadline of the outputs and of the watch on the input",
     "compressed": "subscribe to image/compressed (sensor_msgs/CompressedImage) instead of image",
-    "publish_overlay": "offer ~/overlay (rgb8), drawn only when somebody subscribes",
+    "publish_overlay": "offer ~/overlay (rgb8; with Pillow JPEG too), drawn only when somebody subscribes",
     "depth_encoding": "32FC1 (metres, NaN = invalid) or 16UC1 (millimetres, 0 = invalid)",
     "diag_period": "seconds between two /diagnostics",
     "record_dir": "folder of flight recordings (mcap). Not given: none",
