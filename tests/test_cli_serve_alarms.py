@@ -226,7 +226,7 @@ def test_the_watchdog_is_told_by_both(served: Callable[..., dict[str, Any]], mon
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + systemd.getsockname()[1:].decode())
         monkeypatch.setenv("WATCHDOG_USEC", "200000")
         monkeypatch.setattr(cli_serve, "STUCK_S", 0.0)  # even a pipeline that waits counts as stuck
-        served(source="synthetic", seconds=0.3)
+        served(source="synthetic", seconds=1.5)
         systemd.setblocking(False)
         while True:
             try:
@@ -242,7 +242,7 @@ def test_a_line_of_health_is_written_every_period(
 ) -> None:
     monkeypatch.setattr(cli_serve, "SAY_S", 0.02)
     path = tmp_path / "health.jsonl"
-    document = served(source="synthetic", seconds=0.5, jsonl=path)
+    document = served(source="synthetic", seconds=1.0, jsonl=path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) >= 3 and [row["frames"] for row in rows] == sorted(row["frames"] for row in rows)
     assert rows[-1]["frames"] == document["counts"]["answered"] and "buckets" not in rows[-1]["stages"]["infer"]
