@@ -110,8 +110,8 @@ def _drift_shown(strange: Unlike) -> list[Any]:
 
 
 def _replay_shown(found: Replay) -> list[Any]:
-    compared, why = max((task.frames for task in found.tasks), default=0), found.about.get("reason", "unknown")
-    kept = f", {compared} of them with their answers" if compared < found.frames else ""
+    why = found.about.get("reason", "unknown")
+    kept = f", {found.kept} of them with their answers" if found.kept < found.frames else ""
     shown: list[Any] = [f"{found.frames} frame(s){kept}, recorded because of: {why}", ""]
     rows = [
         (
@@ -129,5 +129,7 @@ def _replay_shown(found: Replay) -> list[Any]:
     for stamp_ns, then, now in found.errors:
         shown.append(f"frame {stamp_ns}: then {then or 'answered'}; now {now or 'answered'}")
     shown += [f"LOST: {loss}" for loss in found.losses] + [f"note: {note}" for note in found.notes]
+    if not found.passed and not found.tasks and not any(now for _, _, now in found.errors):
+        return [*shown, "FAILED: nothing was compared, no frame has its answers"]
     word = "PASSED" if found.passed else "FAILED"
     return [*shown, f"{word}: the frames {'are' if found.passed else 'are NOT'} answered as they were recorded"]

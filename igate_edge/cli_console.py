@@ -1,7 +1,8 @@
 """What every command shares: an answer for people or as one JSON document, and errors with a fixed exit code.
 
 Exit codes: 0 done, 1 a check failed, 2 wrong use, 3 the environment cannot do it, 70 a defect of igate_edge
-itself, 130 stopped by the user (Ctrl-C), 143 ended by SIGTERM.
+itself, 130 stopped by the user (Ctrl-C), 143 ended by SIGTERM
+(`igate serve` answers what is inside and ends with 0).
 Answers go to stdout; progress and messages go to stderr.
 """
 
@@ -151,9 +152,10 @@ def print_error(error: IgateError, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def tidy_at_sigterm(heard: list[int]) -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that no half-written file stays; a second one ends it at once.
+    """Let SIGTERM end a command as Ctrl-C does, so that no half-written file stays; a second one kills the process.
 
-    heard: gets the signal's number. Leaves a handler that is set already, and threads other than the main one, alone.
+    heard: gets the signal's number. A call into native code is waited for. Leaves a handler that is set already, and
+    threads other than the main one, alone.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -161,8 +163,10 @@ def tidy_at_sigterm(heard: list[int]) -> Iterator[None]:
         return
 
     def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)
         heard.append(number)
+        if len(heard) > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)

@@ -55,22 +55,22 @@ def serve(args: ServeArgs) -> Answer:
     from .runtime import exporters
     from .runtime.device_state import read_state
     from .runtime.engine import Engine
-    from .runtime.monitor import Monitor
+    from .runtime.monitor import Monitor, budget_ms
     from .runtime.pipeline import Pipeline
     from .runtime.supervise import Supervised
 
     if args.seconds is not None and not args.seconds <= threading.TIMEOUT_MAX:
         raise InputError("not a time in seconds", f"--seconds {args.seconds:g}", "give fewer, or leave it out: no end")
     bundle = Bundle.read(args.bundle)
-    sink, lines = _sink(args.latest), _lines(args.jsonl)
-    budget = args.budget_ms if args.budget_ms is not None else _budget_ms(bundle.manifest.get("budget"))
+    sink = _sink(args.latest)
+    budget = args.budget_ms if args.budget_ms is not None else budget_ms(bundle.manifest)
     monitor = Monitor(budget, reference=bundle.manifest.get("reference"), state=read_state)
     place: dict[str, Any] = {"backend": args.backend, "threads": args.threads, "cache_dir": args.cache}
     open_engine = functools.partial(Engine.open, args.bundle, **place)
     with contextlib.ExitStack() as stack:
         frames, mode = open_source(args.source)
         stack.callback(getattr(frames, "close", lambda: None))
-        if lines is not None:
+        if (lines := _lines(args.jsonl)) is not None:
             stack.enter_context(lines)
         recorder = stack.enter_context(_recorder(args.record, bundle.seal)) if args.record is not None else None
         if recorder is not None:
@@ -158,12 +158,6 @@ def _lines(path: Path | None) -> JsonLines | None:
 
 def _alive(engine: Supervised, pipeline: Pipeline) -> bool:
     return engine.alive and pipeline.stuck_s < STUCK_S
-
-
-def _budget_ms(budget: Any) -> float | None:
-    """A bundle's own budget where it is one of milliseconds: a ratio says nothing about one frame."""
-    value = budget.get("ms") if isinstance(budget, dict) else None
-    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def open_source(text: str) -> tuple[Iterable[Frame], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -89,3 +89,32 @@ def check_whole(result: Result) -> int:
     if "kind" in result.outputs:
         assert (result.outputs["kind"] == (number > 0)).all()
     return number
+
+
+class Gate:
+    """A stage, or a callback, that stands still with each item until it is let go."""
+
+    def __init__(self) -> None:
+        self._came, self._go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, *_: object) -> bool:
+        self._came.release()
+        assert self._go.acquire(timeout=PATIENCE)
+        return True
+
+    def wait(self) -> None:
+        assert self._came.acquire(timeout=PATIENCE)
+
+    def go(self, times: int = 1) -> None:
+        self._go.release(times)
+
+
+def through(item: object) -> bool:
+    """A stage that lets everything pass."""
+    return True
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """True once it holds, which nothing announces."""
+    ended = threading.Event()
+    return any(condition() or ended.wait(PATIENCE / 1000) for _ in range(1000))

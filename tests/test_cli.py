@@ -156,6 +156,21 @@ main()
     assert ended.returncode == 130 and not ended.stderr, ended
 
 
+def test_a_second_sigterm_kills_what_does_not_end() -> None:
+    program = """
+import signal
+from igate_edge.cli_console import tidy_at_sigterm
+with tidy_at_sigterm([]):
+    for _ in range(3):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            print("goes on", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGTERM and ended.stdout == "goes on\n", ended
+
+
 def test_a_handler_of_sigterm_that_a_program_has_is_left_alone() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:

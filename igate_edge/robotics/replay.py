@@ -58,10 +58,12 @@ class TaskReplay:
 
 @dataclass
 class Replay:
-    """What a replay found. errors: frames that failed when recorded or fail now: (stamp, then, now)."""
+    """What a replay found. kept: frames with recorded answers; errors: frames that failed when they were recorded or
+    fail now: (stamp, then, now)."""
 
     about: dict[str, Any]
     frames: int = 0
+    kept: int = 0
     tasks: list[TaskReplay] = field(default_factory=list)
     errors: list[tuple[int, str, str]] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
@@ -69,8 +71,13 @@ class Replay:
 
     @property
     def passed(self) -> bool:
-        """True when all answers are within the limits and no frame fails now that did not when it was recorded."""
-        return all(task.passed for task in self.tasks) and not any(now and not then for _, then, now in self.errors)
+        """True when all answers are within the limits and no frame fails now that did not when it was recorded.
+
+        False where nothing was compared: neither an answer, nor a failure with a failure.
+        """
+        compared = bool(self.tasks) or any(then and now for _, then, now in self.errors)
+        worse = any(now and not then for _, then, now in self.errors)
+        return compared and not worse and all(task.passed for task in self.tasks)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": [task.as_json() for task in self.tasks], "passed": self.passed}
@@ -160,6 +167,7 @@ def replay(engine: Engine, bundle: Bundle, path: str | os.PathLike[str]) -> Repl
     look = _look(engine, about)
     for recorded in frames:
         found.frames += 1
+        found.kept += bool(recorded.outputs)
         seen |= set(recorded.outputs)
         try:
             outputs, now = _answer(engine, look, recorded.frame).outputs, ""

@@ -3,6 +3,7 @@ and finds no row at all once the page that leads to the others was lost."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,9 +12,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..files import os_errors
 
 _HEAD, _LEAF, _BLOCK = 100, 0x0D, 1 << 20
 _WAL_HEAD, _FRAME_HEAD = 32, 24
+#: No page of the file that SQLite locks by this byte holds data, nor does a journal name it.
+_LOCK_BYTE = 1 << 30
+#: Bytes of the longest row that is taken for a topic.
+_MAX_TOPIC = 1 << 20
 _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
 _TEXT = {1: "utf-8", 2: "utf-16-le", 3: "utf-16-be"}
 
@@ -58,7 +64,7 @@ def cut(path: Path) -> str:
         return ""
     meant, journal = _journal(path, found)
     whole = min(found.size // found.page, meant)
-    if whole + sum(whole < page <= meant for page in journal) >= meant:
+    if whole + sum(whole < page <= meant for page in {*journal, _LOCK_BYTE // found.page + 1}) >= meant:
         return ""
     return f"it ends at byte {found.size:,} of {meant * found.page:,}"
 
@@ -66,8 +72,16 @@ def cut(path: Path) -> str:
 def torn_journal(path: Path) -> bool:
     """True where the journal NAME-wal ends in the middle of a page."""
     found, journal = shape(path), _wal(path)
-    size = journal.stat().st_size if journal.is_file() else 0
+    size = journal.stat().st_size if is_file(journal) else 0
     return found is not None and size > 0 and (size < _WAL_HEAD or (size - _WAL_HEAD) % (_FRAME_HEAD + found.page) > 0)
+
+
+def is_file(path: Path) -> bool:
+    """Also False for a name that no file can have: too long, or with a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _wal(path: Path) -> Path:
@@ -77,9 +91,9 @@ def _wal(path: Path) -> Path:
 def _journal(path: Path, found: Shape) -> tuple[int, set[int]]:
     """(pages of the bag as the last commit in its journal says, pages that the journal holds)."""
     meant, pages, waiting = found.meant, set[int](), set[int]()
-    if not _wal(path).is_file():
+    if not is_file(_wal(path)):
         return meant, pages
-    with _wal(path).open("rb") as file:
+    with os_errors(_wal(path), "read"), _wal(path).open("rb") as file:
         salt = file.read(_WAL_HEAD)[16:24]
         while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD and head[8:16] == salt and any(head[:4]):
             if len(file.read(found.page)) < found.page:
@@ -148,6 +162,7 @@ class CutBase:
         self.path, self.shape = path, found
         self.topics: dict[int, tuple[str, str]] = {}
         leaves: list[tuple[int, int]] = []
+        left = found.size  # no row's bytes are another's: all together they fit into the file
         with path.open("rb", buffering=0) as file:
             self._free = self._free_pages(file)
             for number, page in self._leaves(file):
@@ -157,26 +172,29 @@ class CutBase:
                 if first.is_message:
                     leaves.append((first.key, number))
                 else:
-                    self._add_topics(file, page)
+                    left = self._add_topics(file, page, left)
         self._order = np.array([number for _, number in sorted(leaves)], np.int64)
 
     def rows(self, wanted: Collection[int]) -> Iterator[tuple[int, int, bytes | None]]:
         """(topic's key, time of recording, data) in the order of keys; data None for one of which a page is missing."""
-        last, left = None, self.shape.size  # no row's bytes are another's: all together they fit into the file
+        last, left = None, self.shape.size
         with self.path.open("rb", buffering=0) as file:
             for number in self._order:
                 for cell in self._cells(self._page(file, int(number))):
                     if not cell.is_message or cell.integer(1) not in wanted or (last is not None and cell.key <= last):
                         continue
-                    last, left = cell.key, left - cell.size
-                    if left < 0:
-                        return
-                    data = self._payload(file, cell)
+                    data, read = self._payload(file, cell, left)
+                    left -= read
+                    last = last if data is None else cell.key  # a damaged row's key may be any number
                     yield cell.integer(1), cell.integer(2), None if data is None else data[cell.starts[3] :]
 
-    def _add_topics(self, file: BinaryIO, page: bytes) -> None:
+    def _add_topics(self, file: BinaryIO, page: bytes, left: int) -> int:
+        """Reads up to `left` bytes of rows, returns how many of these remain."""
         for cell in self._cells(page):
-            data = self._payload(file, cell) if cell.is_topic else None
+            if not cell.is_topic or cell.size > _MAX_TOPIC or cell.key in self.topics:
+                continue
+            data, read = self._payload(file, cell, left)
+            left -= read
             if data is None:
                 continue
             texts = [
@@ -185,6 +203,7 @@ class CutBase:
             ]
             if texts[2] == "cdr":  # a table of message definitions has rows of texts too
                 self.topics[cell.key] = texts[0], texts[1]
+        return left
 
     def _page(self, file: BinaryIO, number: int) -> bytes:
         file.seek((number - 1) * self.shape.page)
@@ -215,17 +234,19 @@ class CutBase:
                 number = (start + at) // page + 1
                 if block[at] == _LEAF and number not in self._free:
                     yield number, block[at : at + page]
-            if len(block) < page:  # it became shorter meanwhile
+            whole = len(block) // page * page
+            if not whole:  # it became shorter meanwhile
                 return
-            start += len(block)
+            start += whole
 
     def _cells(self, page: bytes) -> Iterator[_Cell]:
-        """The rows of a leaf, as far as they make sense."""
+        """The rows of a leaf, as far as they make sense; each one once, however often it is pointed to."""
         usable = self.shape.usable
         most, least = usable - 35, (usable - 12) * 32 // 255 - 23
-        for place in range(min(_number(page, 3, 2), usable // 6)):
+        places = range(min(_number(page, 3, 2), usable // 6))
+        for pointer in dict.fromkeys(_number(page, 8 + 2 * place, 2) for place in places):
             try:
-                size, at = _varint(page, _number(page, 8 + 2 * place, 2))
+                size, at = _varint(page, pointer)
                 key, at = _varint(page, at)
                 here = size
                 if size > most:
@@ -240,21 +261,21 @@ class CutBase:
             if len(local) == here and starts and starts[-1] + lengths[-1] == size:
                 yield _Cell(key, local, size, more, types, starts)
 
-    def _payload(self, file: BinaryIO, cell: _Cell) -> bytes | None:
-        """All bytes of a row; None unless each page is there and the last one says that it is."""
+    def _payload(self, file: BinaryIO, cell: _Cell, most: int) -> tuple[bytes | None, int]:
+        """(all bytes of a row, how many were read); None for one longer than `most`, and unless each page is there and
+        the last one says that it is."""
         parts, left, number = [cell.local], cell.size - len(cell.local), cell.more
-        if left > self.shape.size:
-            return None
-        while left > 0:
-            if not 1 < number <= self.shape.whole or number in self._free:
-                return None
+        if cell.size > most:
+            return None, 0
+        while left > 0 and 1 < number <= self.shape.whole and number not in self._free:
             page = self._page(file, number)
             parts.append(page[4 : min(4 + left, self.shape.usable)])
             left -= len(parts[-1])
             number = _number(page, 0, 4)
             if len(page) < self.shape.page:
-                return None
-        return b"".join(parts) if number == 0 else None
+                break
+        data = b"".join(parts)
+        return data if left == number == 0 else None, len(data)
 
 
 def _length(kind: int) -> int:
@@ -282,6 +303,7 @@ def _data_from(file: BinaryIO, start: int, page: int) -> int:
         return start
     try:
         found = os.lseek(file.fileno(), start, os.SEEK_DATA)
-    except OSError:  # nothing but a hole up to the end
-        return 1 << 62
+    except OSError as error:
+        # ENXIO: nothing but a hole up to the end; any other: this file system does not tell.
+        return 1 << 62 if error.errno == errno.ENXIO else start
     return max(start, found // page * page)

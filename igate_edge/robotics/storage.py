@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
 from ..files import as_path, os_errors
-from .mcap_records import MAX_CHUNK
-from .sqlite_pages import CutBase, cut, torn_journal
+from .mcap_records import MAX_CHUNK, MAX_RECORD, read_mcap
+from .sqlite_pages import CutBase, cut, is_file, torn_journal
 from .typestore import require_bag
 
 _MAGIC = {".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
@@ -30,6 +30,7 @@ MAX_METADATA = 1 << 20
 MAX_VALUE = 1 << 29
 #: A compressed file may unpack to so many times its size, or to MIN_ROOM, and to half of the free disk.
 MAX_RATIO, MIN_ROOM = 200, 1 << 26
+_MORE_DISK = "free space there, or let TMPDIR name a folder on another disk"
 _BLOCK, _PIECE = 1 << 14, 1 << 20
 #: A column that is computed is no recording, and may be of any size.
 _COMPUTED = re.compile(r"\bAS\s*\(", re.IGNORECASE)
@@ -59,11 +60,13 @@ class Storage:
         self.losses: list[str] = []
         self._parts: list[_Part] = []
         self._unread: list[str] = []
-        files = self._find()
+        with os_errors(self.path, "read"):
+            files = self._find()
         for file in files:
             try:
-                part = _part(file)
-                self.topics |= part.topics(self.losses)
+                with os_errors(file, "read"):
+                    part = _part(file)
+                    self.topics |= part.topics(self.losses)
                 self._parts.append(part)
             except DataError as error:
                 if len(files) == 1:
@@ -81,7 +84,7 @@ class Storage:
         losses += self._unread
         for part in self._parts:
             packed: list[str] = []
-            for record in part.read(topics, losses):
+            for record in _told(part, topics, losses):
                 if record.data.startswith(_ZSTD_MAGIC):  # no CDR starts so: its first byte is 0
                     try:
                         record = record._replace(data=_unzstd(record.data))  # noqa: PLW2901
@@ -112,7 +115,7 @@ class Storage:
             )
         listed = about.get("relative_file_paths")
         names = [Path(name).name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-        files = [path / name for name in names if _is_file(path / name)]
+        files = [path / name for name in names if is_file(path / name)]
         if not files:
             found = {file for file in path.iterdir() if _storage(file) in _MAGIC and file.is_file()}
             # A recorder that was killed while it compressed a file left both.
@@ -137,14 +140,6 @@ def _storage(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == _ZSTD else path.suffix
 
 
-def _is_file(path: Path) -> bool:
-    """Also False for a name that no file can have: too long, or with a NUL."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def _natural(path: Path) -> list[Any]:
     """Sort key under which bag_10 follows bag_9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
@@ -164,7 +159,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _part(path: Path) -> _Part:
-    with os_errors(path, "read"), path.open("rb") as file:
+    with path.open("rb") as file:
         head = file.read(16)
     packed = path.suffix == _ZSTD
     magic = _MAGIC.get(_storage(path))
@@ -190,11 +185,15 @@ class _Part(ABC):
     def read(self, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]: ...
 
 
+def _told(part: _Part, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]:
+    """What `part` reads; a disk that fails meanwhile is a sentence."""
+    with os_errors(part.path, "read"):
+        yield from part.read(topics, losses)
+
+
 class _Mcap(_Part):
     def topics(self, losses: list[str]) -> dict[str, str]:
         from mcap.reader import SeekingReader
-
-        from .mcap_records import MAX_RECORD
 
         with contextlib.suppress(Exception), self.path.open("rb") as file:
             summary = SeekingReader(file, record_size_limit=MAX_RECORD).get_summary()
@@ -203,8 +202,6 @@ class _Mcap(_Part):
         return super().topics(losses)  # no index, or none that can be read
 
     def read(self, topics: Collection[str] | None, losses: list[str]) -> Iterator[Record]:
-        from .mcap_records import read_mcap
-
         for topic, kind, log_ns, data in read_mcap(self.path, losses):
             if topics is None or topic in topics:
                 yield Record(topic, kind, log_ns, data)
@@ -310,19 +307,22 @@ class _Packed(_Part):
     @contextlib.contextmanager
     def unpacked(self, losses: list[str]) -> Iterator[_Part]:
         """The file in it, to be read inside `with`."""
-        with tempfile.TemporaryDirectory(prefix="igate-bag-") as folder:
+        with os_errors(self.path, "unpack"), tempfile.TemporaryDirectory(prefix="igate-bag-") as folder:
             path = Path(folder, self.path.stem)
-            free = shutil.disk_usage(folder).free // 2
-            room = min(max(self.path.stat().st_size * MAX_RATIO, MIN_ROOM), free)
+            free, most = shutil.disk_usage(folder).free // 2, max(self.path.stat().st_size * MAX_RATIO, MIN_ROOM)
+            limit = "which is the limit for a file of its size"
+            if free < most:
+                limit = f"half of the free disk of {path.parent.parent}: {_MORE_DISK}"
             with os_errors(path, "unpack"):
-                loss = _unzstd_file(self.path, path, room)
+                loss = _unzstd_file(self.path, path, min(most, free), limit)
             if loss:
                 losses.append(f"{self.path.name}: {loss}; what follows is lost")
             try:
                 part = _part(path)
             except DataError as error:
                 evidence = f"{self.path}: {loss or error.evidence}"
-                raise DataError("the compressed file holds no bag", evidence, "take another copy of it") from error
+                fix = _MORE_DISK if limit in loss and free < most else "take another copy of it"
+                raise DataError("the compressed file holds no bag", evidence, fix) from error
             yield part
 
 
@@ -359,8 +359,11 @@ def _unzstd(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _unzstd_file(source: Path, target: Path, room: int) -> str:
-    """Unpack up to `room` bytes, as far as `source` is whole; says what is missing, "" for nothing."""
+def _unzstd_file(source: Path, target: Path, room: int, limit: str) -> str:
+    """Unpack up to `room` bytes, as far as `source` is whole; says what is missing, "" for nothing.
+
+    limit: what `room` is, in words.
+    """
     size = 0
     with source.open("rb") as packed, target.open("xb") as file:
         try:
@@ -368,7 +371,7 @@ def _unzstd_file(source: Path, target: Path, room: int) -> str:
                 file.write(piece[: room - file.tell()])
                 size += len(piece)
                 if size > room:
-                    return f"it unpacks to more than {room >> 20} MiB, which is the limit for a file of its size"
+                    return f"it unpacks to more than {room >> 20} MiB, {limit}"
         except OSError:
             raise
         except Exception as error:

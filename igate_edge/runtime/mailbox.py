@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Closed(Exception):
-    """The mailbox is closed and empty."""
+    """Nothing can be handed in any more, and nothing is left to be taken."""
 
 
 class Mailbox(Generic[Item]):

@@ -352,6 +352,17 @@ class Monitor:
                 self._counts["alarm_failed"] += 1
 
 
+def budget_ms(manifest: Mapping[str, Any]) -> float | None:
+    """A bundle's own budget where it is one of milliseconds: a ratio says nothing about one frame.
+
+    >>> budget_ms({"budget": {"kind": "Budget", "ms": 4}}), budget_ms({"budget": {"ratio": 1.3}}), budget_ms({})
+    (4.0, None, None)
+    """
+    budget = manifest.get("budget")
+    value: Any = budget.get("ms") if isinstance(budget, Mapping) else None
+    return float(value) if is_number(value) and value > 0 else None
+
+
 def _window(totals: np.ndarray) -> dict[str, Any]:
     values = {"p50": 50, "p99": 99, "max": 100}
     return {"frames": len(totals)} | {

@@ -67,8 +67,7 @@ class Pipeline(Closing):
     all of the engine's. depth_range: metres (least, most); beyond them depth is NaN. max_age_ms: in mode "latest" an
     older result is not published. borrowed: a result's arrays are written again once the sink has returned. One camera
     a pipeline where frames are live; pipelines may share an engine, which stays open. Raises InputError for an unknown
-    mode, fit, place or task, and for an age,
-    a sink or a range of depth that is none.
+    mode, fit, place or task, and for an age, a sink or a range of depth that is none.
 
     >>> class Grey:
     ...     preprocess, tasks = Preprocess(1, 1), (OutputSpec("far", "depth", 1),)
@@ -279,18 +278,18 @@ class Pipeline(Closing):
         return True
 
     def _drop(self, stage: str, job: Job) -> None:
-        self._look.give_back(job)
         why = "the pipeline was closed" if self._closed else "a newer frame took its place"
         try:
             self._record(job.frame, None, f"dropped before {stage}: {why}")
         finally:
+            self._look.give_back(job)
             self._tally.dropped()
 
     def _fail(self, stage: str, job: Job, error: BaseException) -> None:
-        self._look.give_back(job)
         try:
             self._record(job.frame, job.result, f"{stage}: {sentence(error)}")
         finally:
+            self._look.give_back(job)
             self._tally.error(stage, sentence(error))
 
     def _too_old(self, job: Job) -> bool:

@@ -90,13 +90,15 @@ class Relay(Generic[Item]):
         with self._changed:
             self._open = False
             self._changed.notify_all()
-            if drain and not self.inside:
-                self._changed.wait_for(lambda: not any(self._since), within(timeout_s))
-            self._ended = True
-            left, self._waiting = self._waiting, [None] * len(self._waiting)
-            self._changed.notify_all()
-        for _ in self._threads:
-            self._turns.put(None)
+            try:
+                if drain and not self.inside:
+                    self._changed.wait_for(lambda: not any(self._since), within(timeout_s))
+            finally:  # also when Ctrl-C ends the wait
+                self._ended = True
+                left, self._waiting = self._waiting, [None] * len(self._waiting)
+                self._changed.notify_all()
+                for _ in self._threads:
+                    self._turns.put(None)
         for name, item in zip(self._names, left, strict=True):
             if item is not None:
                 self._lost(name, item)

@@ -101,6 +101,17 @@ def test_another_answer_is_found_and_named(
     assert "are NOT answered as they were recorded" in run(bundle, cache, path).out
 
 
+def test_a_recording_without_answers_has_not_passed(tmp_path: Path, bundle: Path, cache: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        for k, pixels in enumerate(FRAMES):
+            recorder.add(Frame(np.ascontiguousarray(pixels), stamp_ns=bags.START + k), None, "dropped before infer")
+        path = recorder.trigger("deadlines")
+    assert path is not None
+    done = run(bundle, cache, path)
+    assert done.code == 1 and "FAILED: nothing was compared, no frame has its answers" in done.out
+    assert "5 frame(s), 0 of them with their answers, recorded because of: deadlines" in done.out
+
+
 def test_answers_of_another_size_are_another_answer(tmp_path: Path, bundle: Path, cache: Path, engine: Engine) -> None:
     with Recorder(tmp_path) as recorder:
         frame = Frame(FRAMES[0], "rgb8", 1, "", "/cam/image")

@@ -51,7 +51,9 @@ def test_two_processes_on_one_bundle_and_one_cold_cache_answer_alike(tmp_path: P
     )
     assert len(first) == 2 * len(FRAMES) and first.keys() == second.keys()
     assert all(np.array_equal(bags.pixels(first[key]), bags.pixels(second[key])) for key in first)
-    left = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix == ".part"]
+    left = [
+        path.name for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix in (".tmp", ".part")
+    ]
     assert not left
 
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from robot import PATIENCE
+from robot import PATIENCE, Gate, through, wait_for
 
 from igate_edge.runtime.mailbox import Closed
 from igate_edge.runtime.relay import Relay
@@ -17,34 +17,6 @@ from igate_edge.runtime.relay import Relay
 class Item:
     def __init__(self, number: int) -> None:
         self.number = number
-
-
-class Held:
-    """A stage that stands still with each item until it is let go."""
-
-    def __init__(self) -> None:
-        self.came, self._go = threading.Semaphore(0), threading.Semaphore(0)
-
-    def __call__(self, item: object) -> bool:
-        self.came.release()
-        assert self._go.acquire(timeout=PATIENCE)
-        return True
-
-    def wait(self) -> None:
-        assert self.came.acquire(timeout=PATIENCE)
-
-    def go(self, times: int = 1) -> None:
-        self._go.release(times)
-
-
-def through(item: object) -> bool:
-    return True
-
-
-def wait_for(condition: Callable[[], bool]) -> bool:
-    """True once it holds, which nothing announces."""
-    ended = threading.Event()
-    return any(condition() or ended.wait(PATIENCE / 1000) for _ in range(1000))
 
 
 def test_one_thread_carries_a_lone_item_through_all_stages() -> None:
@@ -87,7 +59,7 @@ def test_stages_run_beside_each_other() -> None:
 
 def test_under_load_a_thread_stays_at_its_stage() -> None:
     """The engine, the slowest stage, need not wait for a thread to wake between two items."""
-    held, threads, ended = Held(), list[int](), list[int]()
+    held, threads, ended = Gate(), list[int](), list[int]()
 
     def slow(item: int) -> bool:
         threads.append(threading.get_ident())
@@ -142,7 +114,7 @@ def test_order_is_kept_and_every_item_has_one_end(wait: bool) -> None:
 
 
 def test_the_newest_wins_where_nobody_waits() -> None:
-    held, out, lost = Held(), list[int](), list[tuple[str, int]]()
+    held, out, lost = Gate(), list[int](), list[tuple[str, int]]()
     relay = Relay[int](
         {"first": through, "held": held, "end": lambda item: not out.append(item)},
         lost=lambda name, item: lost.append((name, item)),
@@ -181,7 +153,7 @@ def test_what_a_stage_raises_ends_its_item_only(error: BaseException) -> None:
 
 
 def test_close_without_draining_loses_what_waits() -> None:
-    held, lost, out = Held(), list[tuple[str, int]](), list[int]()
+    held, lost, out = Gate(), list[tuple[str, int]](), list[int]()
     relay = Relay[int](
         {"held": held, "end": lambda item: not out.append(item)}, lost=lambda name, item: lost.append((name, item))
     )
@@ -199,7 +171,7 @@ def test_close_without_draining_loses_what_waits() -> None:
 
 
 def test_close_wakes_who_waits_for_room() -> None:
-    held, refused = Held(), threading.Event()
+    held, refused = Gate(), threading.Event()
     relay = Relay[int]({"held": held}, wait=True)
     relay.put(1)
     held.wait()
@@ -220,7 +192,7 @@ def test_close_wakes_who_waits_for_room() -> None:
 
 
 def test_a_stage_that_is_stuck_is_named_and_what_it_brings_later_is_lost() -> None:
-    held, lost = Held(), threading.Event()
+    held, lost = Gate(), threading.Event()
     what: list[tuple[str, int]] = []
 
     def lose(name: str, item: int) -> None:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--camera", action="append", metavar="NAMESPACE", help=about)
     parser.add_argument("--autostart", action="store_true", help="configure and activate without being asked")
     options = parser.parse_args(remove_ros_args(given)[1:])
-    # A frame passes through six threads: none should wait 5 ms for another's bytecode.
+    # A frame passes through a few threads: none should wait 5 ms for another's bytecode.
     sys.setswitchinterval(SWITCH_S)
     rclpy.init(args=given)
     nodes: list[IgateNode] = []

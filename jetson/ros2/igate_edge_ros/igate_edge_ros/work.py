@@ -14,7 +14,7 @@ from igate_edge.robotics.recorder import Recorder
 from igate_edge.runtime.device_state import read_state
 from igate_edge.runtime.exporters import diagnostics
 from igate_edge.runtime.frame import Frame
-from igate_edge.runtime.monitor import LEVELS, Monitor
+from igate_edge.runtime.monitor import LEVELS, Monitor, budget_ms
 from igate_edge.runtime.overlay import overlay
 from igate_edge.runtime.pipeline import Pipeline
 from igate_edge.runtime.supervise import Supervised
@@ -171,5 +171,4 @@ class Work:
 
     def _budget_ms(self, settings: Settings) -> float | None:
         """The parameter, else the bundle's budget where it is one of milliseconds."""
-        own = (self._manifest.get("budget") or {}).get("ms")
-        return settings.budget_ms or (float(own) if isinstance(own, int | float) and own > 0 else None)
+        return settings.budget_ms or budget_ms(self._manifest)
