@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import signal
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +18,6 @@ from typer.testing import CliRunner
 
 from igate_edge import cli, cli_console
 from igate_edge.bundle import Bundle, write_bundle
-from igate_edge.cli_console import tidy_at_sigterm
 from igate_edge.errors import CheckFailed, ConvertError, UnavailableError
 from igate_edge.package import package
 
@@ -139,56 +137,6 @@ def test_debug_shows_the_traceback_and_keeps_the_code(monkeypatch: pytest.Monkey
     monkeypatch.setattr("igate_edge.cli_doctor.doctor", fail)
     result = igate("doctor", "--debug")
     assert result.code == 70 and "Traceback" in result.err and "surprise" in result.err
-
-
-def test_stopping_while_the_commands_are_imported_is_130_too() -> None:
-    program = """
-import sys
-class Stop:
-    def find_spec(self, name, *rest):
-        if name == "igate_edge.cli":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Stop())
-from igate_edge.__main__ import main
-main()
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 130 and not ended.stderr, ended
-
-
-def test_a_second_sigterm_kills_what_does_not_end() -> None:
-    program = """
-import signal
-from igate_edge.cli_console import tidy_at_sigterm
-with tidy_at_sigterm([]):
-    for _ in range(3):
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except KeyboardInterrupt:
-            print("goes on", flush=True)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == -signal.SIGTERM and ended.stdout == "goes on\n", ended
-
-
-def test_a_handler_of_sigterm_that_a_program_has_is_left_alone() -> None:
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    try:
-        heard: list[int] = []
-        with tidy_at_sigterm(heard):
-            signal.raise_signal(signal.SIGTERM)
-        assert not heard
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_stopping_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("igate_edge.cli_doctor.doctor", stop)
-    result = igate("doctor")
-    assert result.code == 130 and "Traceback" not in result.err and "stopped" in result.err
 
 
 def test_a_reader_that_went_away_is_no_error(bundle: Path) -> None:
