@@ -17,8 +17,6 @@ from ..errors import InputError
 from ..runtime.encodings import ENCODINGS, MAX_PIXELS
 from ..runtime.frame import Camera, Frame, Result
 
-#: What a label image holds where a pixel has no class, by its encoding (as vision_msgs says).
-UNLABELED = {"mono8": 255, "mono16": 65535}
 #: Topic of a task that is the only one of its kind.
 TOPICS = {"semseg": "segmentation", "depth": "depth", "normals": "normals", "edges": "edges"}
 _CV = re.compile("(8U|8S|16U|16S|32S|32F|64F)C([1-4])")
@@ -164,7 +162,7 @@ def from_result(
 ) -> list[tuple[str, Message]]:
     """(topic below the node's name, message) of every task in `result`, with the frame's own stamp and frame id.
 
-    semseg mono8 (mono16 above 255 classes); depth 32FC1 metres with NaN = invalid, or 16UC1 millimetres with
+    semseg mono8 (mono16 where the array is uint16); depth 32FC1 metres with NaN = invalid, or 16UC1 millimetres with
     0 = invalid; normals 32FC3 unit vectors; edges 32FC1 probability; others ScoresMessage; `camera_info` where the
     result has one. Images may share memory with the result. Raises InputError for another depth encoding.
     """
