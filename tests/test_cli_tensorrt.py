@@ -89,5 +89,9 @@ def test_ctrl_c_stops_a_build_that_never_looks_at_signals(
         raise AssertionError("nobody stopped it")
 
     monkeypatch.setattr(tensorrt, "compile_plan", slow)
-    answer = igate("build", bundle, "--backend", "tensorrt", "--cache", tmp_path / "new")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        answer = igate("build", bundle, "--backend", "tensorrt", "--cache", tmp_path / "new")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert answer.code == 130 and asked.is_set() and not (tmp_path / "new").exists()
