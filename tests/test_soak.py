@@ -83,4 +83,6 @@ def test_a_real_leak_is_found_and_its_absence_too(tmp_path: Path) -> None:
         soak.judge(record["samples"], record["counts"])
     assert "lost" not in str(caught.value) and "order" not in str(caught.value)
     assert record["counts"]["received"] == 120 and record["counts"]["answered"] == len(kept)
-    assert soak.growth(record["samples"], "threads") < soak.THREADS
+    # Of two seconds a slope says nothing: a thread that writes a recording comes and goes. A leak would be of 120.
+    threads = [sample.threads for sample in record["samples"]]
+    assert max(threads) - min(threads) <= 4
