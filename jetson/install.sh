@@ -125,6 +125,7 @@ headers() {
 
 service_checks() {
   [ -f "$bundle" ] || problem "the bundle is missing" "$bundle" "pass a file written by igate export"
+  # What ProtectHome= and PrivateTmp= of the unit hide, by systemd's own names of these folders.
   case $venv in
     "$HOME"/* | /home/* | /root/* | /tmp/* | /var/tmp/*)
       problem "the service cannot see this environment" "$venv: the unit's own user has no home folder and a /tmp of its own" \

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -118,3 +121,12 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     """True once it holds, which nothing announces."""
     ended = threading.Event()
     return any(condition() or ended.wait(PATIENCE / 1000) for _ in range(1000))
+
+
+@contextlib.contextmanager
+def service_manager(path: Path, patience_s: float = PATIENCE) -> Iterator[socket.socket]:
+    """What `NOTIFY_SOCKET` names: systemd's side of its protocol."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(patience_s)
+        yield manager

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from igate_command import igate, refused
+from robot import service_manager
 
 from igate_edge.cli_serve import Latest, open_source
 from igate_edge.errors import InputError, UnavailableError
@@ -39,9 +40,7 @@ def _free_port() -> int:
 
 def test_a_service_tells_systemd_answers_and_drains_at_sigterm(tmp_path: Path) -> None:
     port, path = _free_port(), tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(path))
-        systemd.settimeout(60)
+    with service_manager(path, 60) as systemd:
         environment = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "400000"}
         latest = tmp_path / "run" / "latest.npz"
         process = _start(tmp_path, "--json", "--port", str(port), "--latest", str(latest), environment=environment)

@@ -26,7 +26,6 @@ from igate_edge import cli_serve
 from igate_edge.cli_serve import Health, ServeArgs, _alive, _said_every, serve
 from igate_edge.engines.session import Closing
 from igate_edge.errors import InputError, UnavailableError
-from igate_edge.package import package
 from igate_edge.robotics.replay import read_recording
 from igate_edge.runtime import device_state, monitor, supervise
 from igate_edge.runtime.device_state import State
@@ -40,9 +39,7 @@ image = pytest.importorskip("PIL.Image", reason="NOT TESTED: Pillow is missing, 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, frames = tmp_path_factory.mktemp("serve") / "tiny.igate", tinynet.frames(8)
-    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
-    return path
+    return tinynet.packaged(tmp_path_factory.mktemp("serve") / "tiny.igate")
 
 
 @pytest.fixture(scope="module")

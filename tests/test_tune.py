@@ -20,7 +20,6 @@ from igate_edge.cli_engine import latency_shown
 from igate_edge.compiler import graph, layout
 from igate_edge.compiler.layout import Laid
 from igate_edge.errors import InputError
-from igate_edge.package import package
 from igate_edge.profiler import Asked, profile
 from igate_edge.tune import candidates, shortlist
 
@@ -146,10 +145,7 @@ def test_a_plain_net_has_nothing_to_split(model: ir.Model) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    frames = tinynet.frames(8)
-    path = tmp_path_factory.mktemp("tune") / "tiny.igate"
-    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
-    return path
+    return tinynet.packaged(tmp_path_factory.mktemp("tune") / "tiny.igate")
 
 
 def test_a_build_sets_predicted_beside_measured(

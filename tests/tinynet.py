@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from igate_edge.contract import OutputSpec, Preprocess
+from igate_edge.package import package
 
 TASKS = (
     OutputSpec("seg", "semseg", 3, ("floor", "cup", "hand")),
@@ -136,3 +138,10 @@ def frames(count: int, seed: int = 0, size: tuple[int, int] = (SIZE, SIZE)) -> l
         image[y : y + size[0] // 2, x : x + size[1] // 2] += rng.uniform(40, 120, 3)
         out.append(np.clip(image, 0, 255).astype(np.uint8))
     return out
+
+
+def packaged(path: Path) -> Path:
+    """The tiny network as a bundle at `path`: eight frames to calibrate with, four of them golden."""
+    calibration = frames(8)
+    package(gated_onnx(), path, calibration=calibration, golden=calibration[:4])
+    return path

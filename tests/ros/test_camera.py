@@ -16,7 +16,6 @@ from ros_world import PATIENCE_S, BrightnessEngine, World, image, said, values
 from sensor_msgs.msg import Image
 
 from igate_edge import Bundle, Engine
-from igate_edge.package import package
 from igate_edge.robotics.replay import replay
 
 pytestmark = pytest.mark.ros
@@ -122,8 +121,7 @@ class Failing:
 def test_a_flight_recording_is_written_when_the_engine_fails_and_replays_as_it_was(
     world: World, tmp_path: Path, output_size: str, fit: str
 ) -> None:
-    frames, path = tinynet.frames(8), tmp_path / "tiny.igate"
-    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
+    path = tinynet.packaged(tmp_path / "tiny.igate")
     options = {"backend": "onnxruntime", "precision": "float", "cache_dir": tmp_path / "cache"}
     engine = Failing(Engine.open(path, **options))
     world.active(engine, record_dir=str(tmp_path), output_size=output_size, fit=fit)

@@ -20,10 +20,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="NOT TESTED: ROS 2 is missing; `make test-ros` brings it")
 import tinynet
+from robot import service_manager
 from ros_world import PATIENCE_S, World, image
 from sensor_msgs.msg import Image
-
-from igate_edge.package import package
 
 pytestmark = pytest.mark.ros
 GREY = np.full((48, 64, 3), 90, np.uint8)
@@ -74,10 +73,7 @@ def running(*command: Any, **environment: str) -> Iterator[subprocess.Popen[str]
 
 @pytest.fixture
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
-    """Where `NOTIFY_SOCKET` points to."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(PATIENCE_S)
+    with service_manager(tmp_path / "notify", PATIENCE_S) as listening:
         yield listening
 
 
@@ -94,8 +90,7 @@ def again(camera: Any) -> Any:
 def test_the_process_tells_systemd_and_ends_on_sigterm_with_everything_closed(
     world: World, tmp_path: Path, systemd: socket.socket
 ) -> None:
-    frames = tinynet.frames(8)
-    package(tinynet.gated_onnx(), tmp_path / "tiny.igate", calibration=frames, golden=frames[:4])
+    tinynet.packaged(tmp_path / "tiny.igate")
     parameters = {"bundle": tmp_path / "tiny.igate", "backend": "onnxruntime", "cache_dir": tmp_path / "cache"}
     command = ["-m", "igate_edge_ros.main", "--autostart", "--camera", "/front", "--camera", "/rear"]
     command += ["--ros-args", *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))]

@@ -18,7 +18,6 @@ from ros_world import BrightnessEngine, World, image, level, pixels_of, said, va
 from sensor_msgs.msg import Image
 
 from igate_edge.errors import InputError
-from igate_edge.package import package
 
 pytestmark = pytest.mark.ros
 PACKAGE = Path(__file__).resolve().parents[2] / "jetson" / "ros2" / "igate_edge_ros"
@@ -136,8 +135,7 @@ def test_an_engine_that_hangs_for_hang_s_is_opened_again_and_it_is_said(world: W
 
 
 def test_only_the_tasks_that_are_named_are_published(world: World, tmp_path: Path) -> None:
-    frames, path = tinynet.frames(8), tmp_path / "tiny.igate"
-    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
+    path = tinynet.packaged(tmp_path / "tiny.igate")
     options = {"backend": "onnxruntime", "precision": "float", "cache_dir": str(tmp_path / "cache")}
     node = world.active(bundle=str(path), build_apart=False, tasks=["depth", "tag"], **options)
     topics = {name for name, _ in node.get_publisher_names_and_types_by_node("igate", "/")}

@@ -18,7 +18,6 @@ from robot import PATIENCE, Echo, Gated, Notes, check_whole, numbered
 from igate_edge import Engine
 from igate_edge.contract import OutputSpec, Preprocess
 from igate_edge.errors import InputError
-from igate_edge.package import package
 from igate_edge.runtime.camera import pinhole
 from igate_edge.runtime.frame import Frame, Result
 from igate_edge.runtime.pipeline import MAX_SOURCES, Pipeline
@@ -27,9 +26,7 @@ from igate_edge.runtime.sources import Push, Synthetic
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, frames = tmp_path_factory.mktemp("pipeline") / "a.igate", tinynet.frames(8)
-    package(tinynet.gated_onnx(), path, calibration=frames, golden=frames[:4])
-    return path
+    return tinynet.packaged(tmp_path_factory.mktemp("pipeline") / "a.igate")
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from robot import PATIENCE
+from robot import PATIENCE, service_manager
 
 from igate_edge.runtime.watchdog import Watchdog, notify
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.bind(str(tmp_path / "n"))
-        sock.settimeout(PATIENCE)
-        yield sock
+    with service_manager(tmp_path / "n") as manager:
+        yield manager
 
 
 def environment(manager: socket.socket, **more: str) -> dict[str, str]:

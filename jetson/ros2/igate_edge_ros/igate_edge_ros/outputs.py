@@ -92,10 +92,9 @@ class Outputs:
             self._send(topic, message)
         if heard & {OVERLAY, COMPRESSED}:
             picture = messages.image_message(self._draw(result), "rgb8", result.stamp_ns, result.frame_id)
-            if OVERLAY in heard:
-                self._send(OVERLAY, picture)
-            if COMPRESSED in heard and (publisher := self._publishers.get(COMPRESSED)) is not None:
-                publisher.publish(convert.to_jpeg(picture))
+            for topic in (OVERLAY, COMPRESSED):
+                if topic in heard:
+                    self._send(topic, picture)
 
     def close(self) -> None:
         """Take the topics down."""
@@ -108,7 +107,8 @@ class Outputs:
         if publisher is None:  # taken down meanwhile
             return
         if isinstance(message, messages.ImageMessage):
-            publisher.publish(self._slots[topic].fill(message))
+            slot = self._slots.get(topic)
+            publisher.publish(convert.to_jpeg(message) if slot is None else slot.fill(message))
         elif isinstance(message, messages.CameraInfoMessage):
             publisher.publish(convert.to_info(message))
         elif isinstance(message, messages.ScoresMessage):
