@@ -34,7 +34,7 @@ def run_bag(
     options: threads, precision, cache folder, calibration frames, as of `igate run` on files.
     """
     from .cli_engine import _calibration
-    from .cli_frames import make_folder
+    from .files import make_folder
     from .robotics.bag import BagSource, BagWriter
     from .robotics.process import answer_bag
     from .runtime.engine import Engine
@@ -129,7 +129,7 @@ def _replay_shown(found: Replay) -> list[Any]:
     for stamp_ns, then, now in found.errors:
         shown.append(f"frame {stamp_ns}: then {then or 'answered'}; now {now or 'answered'}")
     shown += [f"LOST: {loss}" for loss in found.losses] + [f"note: {note}" for note in found.notes]
-    if not found.passed and not found.tasks and not any(now for _, _, now in found.errors):
+    if not found.compared:
         return [*shown, "FAILED: nothing was compared, no frame has its answers"]
     word = "PASSED" if found.passed else "FAILED"
     return [*shown, f"{word}: the frames {'are' if found.passed else 'are NOT'} answered as they were recorded"]

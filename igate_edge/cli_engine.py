@@ -220,12 +220,12 @@ def run_bundle(
     from .cli_frames import (
         FrameNames,
         depth_limits,
-        make_folder,
         open_frames,
         refuse_own_input,
         video_writer,
         write_frame,
     )
+    from .files import make_folder
     from .frames import pillow
     from .runtime.engine import Engine
 

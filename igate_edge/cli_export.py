@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_console import Answer, say
 from .cli_train import GOLDEN_FRAMES, data_info, single_nets
 from .errors import DataError, InputError
-from .files import os_errors
+from .files import make_folder
 from .reports.grids import accuracy_grid, results_nets
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ def export_run(run: Path, out: Path, data: Path | None, half_weights: bool) -> A
     specs = [task.spec for task in net.tasks]
     frames = _Frames(data or _data_of(run), specs, preprocess)
     about = json.loads((run / "result.json").read_text())
-    with os_errors(out.parent, "create the folder"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     say(f"exporting {run}")
     onnx = to_onnx(net, preprocess, half_weights=half_weights)
     say(f"pruning, calibrating on {len(frames.calibration)} frames, checking: a few minutes for a large network")

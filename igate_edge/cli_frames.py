@@ -278,10 +278,3 @@ def file_name(task: str) -> str:
     'lane_left_1'
     """
     return re.sub(r"[^\w.-]", "_", task)
-
-
-def make_folder(out: Path) -> Path:
-    """Create `out` (and parents); raises UnavailableError with the reason when that is not possible."""
-    with os_errors(out, "create the folder"):
-        out.mkdir(parents=True, exist_ok=True)
-    return out

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .cli_console import Answer, progress, say
-from .cli_frames import make_folder
 from .compiler.latency import LatencyTable
+from .files import make_folder
 from .reports.tables import percent
 
 

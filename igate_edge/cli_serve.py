@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_console import Answer, say
 from .errors import InputError, UnavailableError
-from .files import as_path, atomic_writer, check_writable, os_errors
+from .files import as_path, atomic_writer, check_writable, make_folder, os_errors
 
 if TYPE_CHECKING:
     from .robotics.recorder import Recorder
@@ -151,8 +151,7 @@ def _lines(path: Path | None) -> JsonLines | None:
 
     if path is None:
         return None
-    with os_errors(path.parent, "create the folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return JsonLines(path)
 
 
@@ -200,8 +199,7 @@ class Latest:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with os_errors(path.parent, "create the folder"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with os_errors(path, "write"):
             if path.exists() and not path.is_file():
                 raise InputError("not a place for the answers", f"{path} is no file", "give a name NAME.npz")

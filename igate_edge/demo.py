@@ -22,8 +22,9 @@ def run_demo(bundle_path: Path, out: Path) -> Answer:
     from .builder import build
     from .bundle import Bundle
     from .cli_engine import bench_shown, build_shown, verify_shown
-    from .cli_frames import depth_limits, make_folder, write_frame
+    from .cli_frames import depth_limits, write_frame
     from .cli_inspect import inspect_file
+    from .files import make_folder
     from .frames import pillow
     from .reports.report import Evidence, golden_shown, predicted, write_report
     from .verify import verify

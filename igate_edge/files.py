@@ -162,3 +162,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` to `path` in one step; raises UnavailableError and leaves the old file on any failure."""
     with atomic_writer(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` and its parents where they are absent; raises UnavailableError with the reason."""
+    with os_errors(folder, "create the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

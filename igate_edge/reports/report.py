@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contract import OutputSpec
 from ..errors import GraphError, InputError
-from ..files import os_errors, write_atomic
+from ..files import make_folder, write_atomic
 from .gallery import Shown, gallery
 from .grids import (
     METRICS,
@@ -113,8 +113,7 @@ def predicted(bundle: Bundle) -> Grid | None:
 def write_report(evidence: Evidence, out: Path) -> Written:
     """Write the HTML of `evidence`; when that is not possible raise UnavailableError and leave what was there."""
     text, first = render(evidence)
-    with os_errors(out.parent, "create the folder"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomic(out, text)
     return Written(out, first)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bundle import Bundle
 from ..errors import InputError
-from ..files import as_path, os_errors, write_atomic
+from ..files import as_path, make_folder, os_errors, write_atomic
 
 MODEL, PARAMETERS, LAUNCH, README = "model.onnx", "igate.yaml", "igate.launch.py", "README.md"
 ENCODER = "encoder.json"
@@ -43,8 +43,7 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str], camera: tu
         LAUNCH: _LAUNCH,
         README: _readme(bundle),
     }
-    with os_errors(folder, "create the folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, data in files.items():
         write_atomic(folder / name, data)
     return [folder / name for name in files]

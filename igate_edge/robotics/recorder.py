@@ -20,7 +20,7 @@ import numpy as np
 
 from ..engines.session import Closing
 from ..errors import IgateError, InputError
-from ..files import as_path, os_errors
+from ..files import as_path, make_folder, os_errors
 from ..runtime.frame import Frame, Result
 from . import messages as neutral
 from .bag import BagWriter, info_topic, remove_left_overs
@@ -78,8 +78,7 @@ class Recorder(Closing):
                 raise InputError(f"not a limit of a recorder: {name}", f"{value!r:.40}", "give a number above 0")
         require_bag()
         self.folder = as_path(folder)
-        with os_errors(self.folder, "create the folder"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         remove_left_overs(self.folder, "flight_")  # else a board that loses power in mid-write fills its disk
         self._about, self._clock, self._seconds = dict(about or {}), clock, seconds
         self._ring_bytes, self._disk_bytes = ring_mb * _MB, max_mb * _MB

@@ -70,14 +70,18 @@ class Replay:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def compared(self) -> bool:
+        """False where no frame has an answer to compare with, and none fails now."""
+        return bool(self.tasks) or any(now for _, _, now in self.errors)
+
+    @property
     def passed(self) -> bool:
         """True when all answers are within the limits and no frame fails now that did not when it was recorded.
 
-        False where nothing was compared: neither an answer, nor a failure with a failure.
+        False where nothing was compared.
         """
-        compared = bool(self.tasks) or any(then and now for _, then, now in self.errors)
         worse = any(now and not then for _, then, now in self.errors)
-        return compared and not worse and all(task.passed for task in self.tasks)
+        return self.compared and not worse and all(task.passed for task in self.tasks)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": [task.as_json() for task in self.tasks], "passed": self.passed}
